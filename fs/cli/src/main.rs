@@ -1,0 +1,2 @@
+//! The `spanfs` command.
+fn main() {}

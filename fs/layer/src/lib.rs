@@ -1,0 +1,29 @@
+//! What a layer is: digests, tar records, zTOCs, spans, trees and the EROFS index.
+//!
+//! Pure: no I/O, no clock, no thread, no lock (`no_std` with `alloc` keeps it so). Bytes come in as
+//! slices, wishes go out as values.
+//!
+//! Three types carry the crate: [`Record`] (one entry of a layer's tar), [`Ztoc`] (the table of
+//! contents and the restart points that the field exchanges), [`SpanTable`] (which compressed bytes
+//! yield which uncompressed ones). Everything decoded here came from a hostile world: a decoder
+//! returns a valid value or an error, nothing between.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
+#![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used))]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod digest;
+mod offset;
+mod record;
+mod span;
+pub mod ztoc;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use offset::{CompressedOffset, FileOffset, UncompressedOffset};
+pub use record::{Kind, Record, SparseSegment, Time};
+pub use span::{Restart, Span, SpanTable};
+pub use ztoc::Ztoc;
