@@ -9,5 +9,7 @@
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used))]
 
 mod blob;
+mod target;
 
 pub use blob::{Blob, Class, FetchError, FetchErrorDetail, Fetched, Priority, Ticket, TicketControl, Want};
+pub use target::{Locate, LocateError, Target, TargetFailure};
