@@ -17,13 +17,16 @@ extern crate alloc;
 extern crate std;
 
 mod digest;
+#[cfg(test)]
+mod fixtures;
 mod offset;
 mod record;
 mod span;
+pub mod tar;
 pub mod ztoc;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use offset::{CompressedOffset, FileOffset, UncompressedOffset};
 pub use record::{Kind, Record, SparseSegment, Time};
-pub use span::{Restart, Span, SpanTable};
+pub use span::{Restart, Span, SpanError, SpanTable};
 pub use ztoc::Ztoc;
