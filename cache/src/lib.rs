@@ -5,5 +5,7 @@
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used))]
 
 mod content;
+pub mod inflate;
+mod sys;
 
 pub use content::{Content, ReadError, ReadReply};

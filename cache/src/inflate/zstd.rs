@@ -1,0 +1,60 @@
+//! Spans of whole zstd frames.
+
+use std::io;
+
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+use super::{Buffers, InflateFault, Output, TAIL_BYTES_EXPECTED, Wanted};
+
+/// Largest window that a frame may ask for: 128 MiB, what the field accepts.
+pub(crate) const WINDOW_LOG_MAX: u32 = 27;
+
+/// Decoder that refuses larger windows and dictionaries.
+pub(crate) fn decoder() -> io::Result<Decoder<'static>> {
+    let mut decoder = Decoder::new()?;
+    decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))?;
+    Ok(decoder)
+}
+
+/// Decode all frames of `data`.
+pub(super) fn inflate(
+    data: &[u8],
+    wanted: Wanted,
+    buffers: &Buffers,
+) -> Result<Output, InflateFault> {
+    // One byte more than may come, so that too much is noticed.
+    let tail_len = wanted.tail_max.min(TAIL_BYTES_EXPECTED);
+    let mut buffer = buffers.take(wanted.span_len + tail_len + 1);
+    match frames(data, wanted, &mut buffer) {
+        Ok(len) => Ok(Output { buffer, skip: 0, len }),
+        Err(fault) => {
+            buffers.put(buffer);
+            Err(fault)
+        }
+    }
+}
+
+fn frames(data: &[u8], wanted: Wanted, buffer: &mut Vec<u8>) -> Result<usize, InflateFault> {
+    let fail = |error: io::Error| InflateFault::Stream(error.to_string());
+    let mut decoder = decoder().map_err(|_| InflateFault::NoMemory)?;
+    let mut input = InBuffer::around(data);
+    let mut len = 0;
+    loop {
+        if len >= buffer.len() || len > wanted.max() {
+            wanted.check(len)?;
+            let doubled = buffer.len().saturating_mul(2);
+            buffer.resize(doubled.min(wanted.max() + 1), 0);
+        }
+        let mut output = OutBuffer::around(buffer.get_mut(len..).unwrap_or_default());
+        let consumed_before = input.pos();
+        let hint = decoder.run(&mut input, &mut output).map_err(fail)?;
+        let produced = output.pos();
+        len += produced;
+        if hint == 0 && input.pos() == data.len() {
+            return Ok(len);
+        }
+        if produced == 0 && input.pos() == consumed_before {
+            return Err(InflateFault::Stream("the compressed bytes end inside a frame".into()));
+        }
+    }
+}

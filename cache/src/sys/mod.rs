@@ -1,0 +1,11 @@
+//! The only unsafe code of this crate: two C interfaces to DEFLATE behind safe types.
+//!
+//! [`WholeStream`] decodes complete streams, twice as fast; [`Inflater`] decodes anything, piece by
+//! piece, from any bit, and stops at block boundaries on request.
+#![expect(unsafe_code, reason = "the decoders have C interfaces")]
+
+mod stream;
+mod whole;
+
+pub(crate) use stream::{Format, Inflater, Stop};
+pub(crate) use whole::{WholeError, WholeStream, crc32};
