@@ -1,0 +1,318 @@
+//! The snapshots of a node, as a pure machine: a command and the time go in, a change comes out.
+//!
+//! The shell makes a change durable and applies it; nothing here knows a directory, a mount or a
+//! database. Semantics: containerd's `core/snapshots` interface and its conformance suite.
+//!
+//! Invariants: names are unique; a committed snapshot never changes but for its labels; a parent is
+//! committed and outlives its children; an id is given once.
+
+mod labels;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::SystemTime;
+
+pub use labels::{LabelMask, Labels};
+
+/// What a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Read-only look at its parent; can't be committed.
+    View,
+    /// Writable.
+    Active,
+    /// Immutable; may be a parent.
+    Committed,
+}
+
+impl Kind {
+    /// The word used in filters and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Active => "active",
+            Self::Committed => "committed",
+        }
+    }
+}
+
+/// Disk that a snapshot takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Allocated bytes.
+    pub bytes: u64,
+    /// Inodes, hard links counted once.
+    pub inodes: u64,
+}
+
+/// One snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Key of an active snapshot or a view, name of a committed one: one flat space.
+    pub name: String,
+    /// Never reused and never changed; names the snapshot's directory.
+    pub id: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Name of the committed parent; empty for none.
+    pub parent: String,
+    /// Labels as the caller gave them.
+    pub labels: Labels,
+    /// When it was made.
+    pub created: SystemTime,
+    /// When its labels or its kind last changed.
+    pub updated: SystemTime,
+    /// Disk usage at commit; zero before.
+    pub usage: Usage,
+}
+
+/// What a caller wants changed.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Make an active snapshot or a view.
+    Create {
+        /// Its key.
+        key: String,
+        /// [`Kind::Active`] or [`Kind::View`].
+        kind: Kind,
+        /// Committed parent; empty for none.
+        parent: String,
+        /// Its labels; empty values are dropped.
+        labels: Labels,
+    },
+    /// Turn an active snapshot into a committed one.
+    Commit {
+        /// Name of the committed snapshot.
+        name: String,
+        /// Key of the active one, which disappears.
+        key: String,
+        /// Labels that replace those given at creation.
+        labels: Labels,
+        /// Parent that the caller expects, or gives to a snapshot without one; empty to keep.
+        parent: String,
+        /// Disk usage, measured now.
+        usage: Usage,
+    },
+    /// Change labels.
+    Update {
+        /// Any snapshot.
+        name: String,
+        /// New values.
+        labels: Labels,
+        /// Which of them count.
+        mask: LabelMask,
+    },
+    /// Forget a snapshot without children.
+    Remove {
+        /// Any snapshot.
+        name: String,
+    },
+}
+
+/// Why a command is refused; the gRPC status follows from the variant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such snapshot.
+    #[error("snapshot {0:?}: not found")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("snapshot {0:?}: already exists")]
+    AlreadyExists(String),
+    /// The command makes no sense.
+    #[error("{0}: invalid argument")]
+    Invalid(String),
+    /// Not in this state of things.
+    #[error("{0}: failed precondition")]
+    Precondition(String),
+}
+
+/// What a granted command changes: to be made durable in one transaction, then applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Names whose records go (before the new one is put).
+    pub removed: Option<String>,
+    /// The record that is new or changed.
+    pub put: Option<Snapshot>,
+}
+
+/// All snapshots.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    snapshots: BTreeMap<String, Snapshot>,
+    children: HashMap<String, usize>,
+    last_id: u64,
+}
+
+impl State {
+    /// The state that a store kept. `last_id` is the highest id ever given.
+    pub fn restore(
+        snapshots: impl IntoIterator<Item = Snapshot>,
+        last_id: u64,
+    ) -> Result<Self, String> {
+        let mut state = Self { last_id, ..Self::default() };
+        for snapshot in snapshots {
+            state.last_id = state.last_id.max(snapshot.id);
+            state.put(snapshot);
+        }
+        for snapshot in state.snapshots.values() {
+            let parent = &snapshot.parent;
+            if !parent.is_empty()
+                && state.get(parent).is_none_or(|parent| parent.kind != Kind::Committed)
+            {
+                return Err(format!("parent {parent:?} of {:?} is not committed", snapshot.name));
+            }
+        }
+        Ok(state)
+    }
+
+    /// One snapshot.
+    pub fn get(&self, name: &str) -> Option<&Snapshot> {
+        self.snapshots.get(name)
+    }
+
+    /// One snapshot, or the refusal to give it.
+    pub fn stat(&self, name: &str) -> Result<&Snapshot, Refusal> {
+        self.get(name).ok_or_else(|| Refusal::NotFound(name.to_owned()))
+    }
+
+    /// All snapshots, by name.
+    pub fn walk(&self) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.values()
+    }
+
+    /// Highest id ever given.
+    pub fn last_id(&self) -> u64 {
+        self.last_id
+    }
+
+    /// The parents of a snapshot, nearest first.
+    pub fn parents<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Snapshot> {
+        std::iter::successors(self.get(&snapshot.parent), |parent| self.get(&parent.parent))
+    }
+
+    /// What `command` would change. The state itself stays as it is until [`Self::apply`].
+    pub fn handle(&self, command: Command, now: SystemTime) -> Result<Change, Refusal> {
+        match command {
+            Command::Create { key, kind, parent, labels } => {
+                self.create(key, kind, parent, labels, now)
+            }
+            Command::Commit { name, key, labels, parent, usage } => {
+                self.commit(name, &key, labels, parent, usage, now)
+            }
+            Command::Update { name, labels, mask } => {
+                let mut snapshot = self.stat(&name)?.clone();
+                mask.apply(&mut snapshot.labels, labels)?;
+                snapshot.updated = now;
+                Ok(Change { removed: None, put: Some(snapshot) })
+            }
+            Command::Remove { name } => {
+                self.stat(&name)?;
+                if self.children.get(&name).is_some_and(|&count| count > 0) {
+                    return Err(Refusal::Precondition(format!(
+                        "cannot remove snapshot {name:?} with children"
+                    )));
+                }
+                Ok(Change { removed: Some(name), put: None })
+            }
+        }
+    }
+
+    /// Make a granted change, once it is durable.
+    pub fn apply(&mut self, change: Change) {
+        if let Some(name) = change.removed
+            && let Some(old) = self.snapshots.remove(&name)
+            && let Some(count) = self.children.get_mut(&old.parent)
+        {
+            *count -= 1;
+        }
+        if let Some(snapshot) = change.put {
+            self.last_id = self.last_id.max(snapshot.id);
+            self.put(snapshot);
+        }
+    }
+
+    fn put(&mut self, snapshot: Snapshot) {
+        let parent = snapshot.parent.clone();
+        if self.snapshots.insert(snapshot.name.clone(), snapshot).is_none() && !parent.is_empty() {
+            *self.children.entry(parent).or_default() += 1;
+        }
+    }
+
+    fn create(
+        &self,
+        key: String,
+        kind: Kind,
+        parent: String,
+        labels: Labels,
+        now: SystemTime,
+    ) -> Result<Change, Refusal> {
+        assert!(kind != Kind::Committed, "a snapshot is committed by Commit only");
+        if key.is_empty() {
+            return Err(Refusal::Invalid("snapshot key is empty".to_owned()));
+        }
+        let labels = labels.checked()?;
+        if !parent.is_empty() && self.stat(&parent)?.kind != Kind::Committed {
+            return Err(Refusal::Invalid(format!("parent {parent:?} is not committed")));
+        }
+        if self.get(&key).is_some() {
+            return Err(Refusal::AlreadyExists(key));
+        }
+        let id = self.last_id + 1;
+        let usage = Usage::default();
+        let snapshot =
+            Snapshot { name: key, id, kind, parent, labels, created: now, updated: now, usage };
+        Ok(Change { removed: None, put: Some(snapshot) })
+    }
+
+    fn commit(
+        &self,
+        name: String,
+        key: &str,
+        labels: Labels,
+        parent: String,
+        usage: Usage,
+        now: SystemTime,
+    ) -> Result<Change, Refusal> {
+        if name.is_empty() {
+            return Err(Refusal::Invalid("snapshot name is empty".to_owned()));
+        }
+        if self.get(&name).is_some() {
+            return Err(Refusal::AlreadyExists(name));
+        }
+        let active = self.stat(key)?;
+        if active.kind != Kind::Active {
+            return Err(Refusal::Precondition(format!(
+                "snapshot {key:?} is {}, not active",
+                active.kind.name()
+            )));
+        }
+        let parent = self.parent_at_commit(active, parent)?;
+        let labels = labels.checked()?;
+        let kind = Kind::Committed;
+        let id = active.id;
+        let snapshot =
+            Snapshot { name, id, kind, parent, labels, created: now, updated: now, usage };
+        Ok(Change { removed: Some(key.to_owned()), put: Some(snapshot) })
+    }
+
+    /// The parent after a commit: kept, confirmed, or adopted by a snapshot that has none.
+    fn parent_at_commit(&self, active: &Snapshot, wanted: String) -> Result<String, Refusal> {
+        if wanted.is_empty() || wanted == active.parent {
+            return Ok(active.parent.clone());
+        }
+        if !active.parent.is_empty() {
+            return Err(Refusal::Invalid(format!(
+                "snapshot {:?} has parent {:?}, commit names {wanted:?}",
+                active.name, active.parent
+            )));
+        }
+        match self.stat(&wanted)?.kind {
+            Kind::Committed => Ok(wanted),
+            kind => Err(Refusal::Precondition(format!(
+                "parent {wanted:?} is {}, not committed",
+                kind.name()
+            ))),
+        }
+    }
+}
