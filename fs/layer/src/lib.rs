@@ -19,6 +19,7 @@ extern crate std;
 mod digest;
 #[cfg(test)]
 mod fixtures;
+pub mod oci;
 mod offset;
 mod record;
 mod span;
