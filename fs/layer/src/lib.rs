@@ -22,6 +22,7 @@ mod fixtures;
 pub mod oci;
 mod offset;
 mod record;
+pub mod soci;
 mod span;
 pub mod tar;
 pub mod ztoc;
