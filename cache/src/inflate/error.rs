@@ -10,8 +10,8 @@ pub struct VerifyError {
     pub layer: Digest,
     /// Number of the span.
     pub number: usize,
-    /// What was wrong.
-    pub fault: VerifyFault,
+    /// What was wrong; boxed because two digests are large.
+    pub fault: Box<VerifyFault>,
 }
 
 /// What is wrong with fetched bytes.

@@ -22,6 +22,7 @@ pub use error::{InflateError, InflateFault, VerifyError, VerifyFault};
 pub use pool::{Job, Pool, PoolFull, PoolOptions};
 pub use splice::HEADROOM;
 pub use verified::VerifiedSpan;
+pub(crate) use zstd::decoder as zstd_decoder;
 
 use spanfs_layer::ztoc::WINDOW_LEN;
 use spanfs_layer::{Digest, Restart, UncompressedOffset};

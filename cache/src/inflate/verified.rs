@@ -34,7 +34,7 @@ impl VerifiedSpan {
         hasher.update(data);
         let found = hasher.finish();
         if found != expected {
-            let fault = VerifyFault::Digest { found, expected };
+            let fault = Box::new(VerifyFault::Digest { found, expected });
             return Err(VerifyError { layer: *layer, number, fault });
         }
         Ok(span)
@@ -48,9 +48,10 @@ impl VerifiedSpan {
         number: usize,
         fetched: Fetched,
     ) -> Result<Self, VerifyError> {
-        let fail = |fault| VerifyError { layer: *layer, number, fault };
+        let fail = |fault| VerifyError { layer: *layer, number, fault: Box::new(fault) };
         let spans = table.spans();
-        let span = spans.get(number).ok_or(fail(VerifyFault::NoSpan { count: spans.len() }))?;
+        let span =
+            spans.get(number).ok_or_else(|| fail(VerifyFault::NoSpan { count: spans.len() }))?;
         let expected = span.compressed.end.checked_since(span.compressed.start).unwrap_or(0);
         let found = fetched.data().len() as u64;
         if found != expected {

@@ -1,0 +1,143 @@
+//! Checkpoints of a gzip blob, found while it is inflated.
+//!
+//! The conditions are those of the field's tools, which are those of zlib's `zran` example: stop
+//! behind every header and every block that is not a member's last; there, a checkpoint is due where
+//! there is none yet, or where more than the span size has come since the last. Unlike them, a blob
+//! that begins with empty blocks gets one checkpoint at output 0: their own reader refuses two.
+
+use std::io;
+
+use spanfs_layer::ztoc::{Checkpoint, Restarts};
+use spanfs_layer::{CompressedOffset, UncompressedOffset};
+
+use super::hashing::Cut;
+use super::output::Output;
+use super::{BuildError, NotLazy, SPANS_MAX, Scanned, Sink};
+use crate::inflate::SPAN_BYTES_MAX;
+use crate::sys::{Format, Inflater, Stop};
+
+pub(super) struct GzipScan {
+    decoder: Inflater,
+    state: State,
+    /// Bytes of the blob taken.
+    at: u64,
+    /// Where the last member ended.
+    member_end: u64,
+    span_size: u64,
+    checkpoints: Vec<Checkpoint>,
+    not_lazy: Option<NotLazy>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In the header of the first member.
+    FirstHeader,
+    /// In the header of a later member, of which there may be none.
+    Header,
+    /// In a member's blocks or its trailer.
+    Blocks,
+    /// In something that is no member.
+    Junk,
+}
+
+impl GzipScan {
+    pub(super) fn new(span_size: u64) -> Result<Self, BuildError> {
+        let decoder = Inflater::new(Format::Gzip);
+        let decoder = decoder.map_err(|error| BuildError::Start(io::Error::other(error)))?;
+        Ok(Self {
+            decoder,
+            state: State::FirstHeader,
+            at: 0,
+            member_end: 0,
+            span_size,
+            checkpoints: Vec::new(),
+            not_lazy: None,
+        })
+    }
+
+    pub(super) fn feed<S: Sink>(
+        &mut self,
+        mut input: &[u8],
+        output: &mut Output<S>,
+        cuts: &mut Vec<Cut>,
+    ) -> Result<(), BuildError> {
+        while self.state != State::Junk {
+            let progress = match self.decoder.step(input, output.room()?, Stop::Block) {
+                Ok(progress) => progress,
+                Err(_) if self.state == State::Header => {
+                    self.state = State::Junk;
+                    break;
+                }
+                Err(bad) => {
+                    return Err(BuildError::Compressed { at: self.at, reason: bad.to_string() });
+                }
+            };
+            input = input.get(progress.consumed..).unwrap_or_default();
+            self.at += progress.consumed as u64;
+            output.advance(progress.produced)?;
+            if progress.end {
+                self.member_end = self.at;
+                self.state = State::Header;
+                self.decoder.reset(Format::Gzip);
+            } else if let Some(bits) = progress.block {
+                self.state = State::Blocks;
+                self.at_block(bits, output, cuts);
+            } else if progress.is_stuck() {
+                return Ok(());
+            }
+        }
+        self.at += input.len() as u64;
+        Ok(())
+    }
+
+    /// A block begins: perhaps a span, too.
+    fn at_block<S: Sink>(&mut self, bits: u8, output: &Output<S>, cuts: &mut Vec<Cut>) {
+        let position = output.position();
+        let since_last = self.checkpoints.last().map(|last| position - last.output.0);
+        if since_last.is_some_and(|len| len <= self.span_size) || self.not_lazy.is_some() {
+            return;
+        }
+        self.check_span(since_last.unwrap_or(0));
+        if self.checkpoints.len() >= SPANS_MAX {
+            self.give_up(NotLazy::ManySpans { max: SPANS_MAX });
+        }
+        if self.not_lazy.is_some() {
+            return;
+        }
+        let window = if position == 0 { Vec::new() } else { output.window().to_vec() };
+        self.checkpoints.push(Checkpoint {
+            input: CompressedOffset(self.at),
+            output: UncompressedOffset(position),
+            bits,
+            window,
+        });
+        cuts.push(Cut { at: self.at, is_shared: bits > 0 });
+    }
+
+    fn check_span(&mut self, len: u64) {
+        if len > SPAN_BYTES_MAX {
+            let start = self.checkpoints.last().map(|last| last.output).unwrap_or_default();
+            self.give_up(NotLazy::LongSpan { start, len, max: SPAN_BYTES_MAX });
+        }
+    }
+
+    fn give_up(&mut self, reason: NotLazy) {
+        self.not_lazy = Some(reason);
+        self.checkpoints = Vec::new();
+    }
+
+    pub(super) fn finish(mut self, len: u64) -> Result<Scanned, BuildError> {
+        if matches!(self.state, State::FirstHeader | State::Blocks) {
+            return Err(BuildError::Truncated { at: self.at });
+        }
+        if let Some(last) = self.checkpoints.last() {
+            self.check_span(len - last.output.0);
+        }
+        let (at, trailing_len) = (self.member_end, self.at - self.member_end);
+        if trailing_len > 0 {
+            return Ok(Err(NotLazy::TrailingBytes { at, len: trailing_len }));
+        }
+        let Self { not_lazy, span_size, checkpoints, .. } = self;
+        Ok(not_lazy.map_or(Ok(Restarts::Gzip { span_size, checkpoints }), Err))
+    }
+}

@@ -1,0 +1,105 @@
+//! Frames of a zstd blob, found while it is decompressed.
+
+use std::io;
+
+use spanfs_layer::ztoc::{Frame, Restarts};
+use spanfs_layer::{CompressedOffset, UncompressedOffset};
+use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
+
+use super::hashing::Cut;
+use super::output::Output;
+use super::{BuildError, NotLazy, SPANS_MAX, Scanned, Sink};
+use crate::inflate::{SPAN_BYTES_MAX, zstd_decoder};
+
+pub(super) struct ZstdScan {
+    decoder: Decoder<'static>,
+    /// The next byte begins a frame.
+    is_between_frames: bool,
+    at: u64,
+    span_size: u64,
+    frames: Vec<Frame>,
+    frame_count: u64,
+    not_lazy: Option<NotLazy>,
+}
+
+impl ZstdScan {
+    pub(super) fn new(span_size: u64) -> Result<Self, BuildError> {
+        Ok(Self {
+            decoder: zstd_decoder().map_err(BuildError::Start)?,
+            is_between_frames: true,
+            at: 0,
+            // A span of no bytes is none.
+            span_size: span_size.max(1),
+            frames: Vec::new(),
+            frame_count: 0,
+            not_lazy: None,
+        })
+    }
+
+    pub(super) fn feed<S: Sink>(
+        &mut self,
+        input: &[u8],
+        output: &mut Output<S>,
+        cuts: &mut Vec<Cut>,
+    ) -> Result<(), BuildError> {
+        let mut input = InBuffer::around(input);
+        loop {
+            let has_input = input.pos() < input.src.len();
+            if self.is_between_frames {
+                if !has_input {
+                    return Ok(());
+                }
+                self.frame_count += 1;
+                self.at_frame(output.position(), cuts);
+            }
+            let before = input.pos();
+            let mut room = OutBuffer::around(output.room()?);
+            let hint = self.decoder.run(&mut input, &mut room).map_err(|error: io::Error| {
+                BuildError::Compressed { at: self.at, reason: error.to_string() }
+            })?;
+            let (consumed, produced) = (input.pos() - before, room.pos());
+            self.at += consumed as u64;
+            output.advance(produced)?;
+            self.is_between_frames = hint == 0;
+            if !self.is_between_frames && consumed == 0 && produced == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A frame begins: perhaps a span, too.
+    fn at_frame(&mut self, position: u64, cuts: &mut Vec<Cut>) {
+        let since_last = self.frames.last().map(|last| position - last.output.0);
+        if since_last.is_some_and(|len| len < self.span_size) || self.not_lazy.is_some() {
+            return;
+        }
+        self.check_span(since_last.unwrap_or(0));
+        if self.frames.len() >= SPANS_MAX {
+            self.not_lazy = Some(NotLazy::ManySpans { max: SPANS_MAX });
+        }
+        let (input, output) = (CompressedOffset(self.at), UncompressedOffset(position));
+        self.frames.push(Frame { input, output });
+        cuts.push(Cut { at: self.at, is_shared: false });
+    }
+
+    fn check_span(&mut self, len: u64) {
+        if len > SPAN_BYTES_MAX {
+            let start = self.frames.last().map(|last| last.output).unwrap_or_default();
+            self.not_lazy = Some(NotLazy::LongSpan { start, len, max: SPAN_BYTES_MAX });
+        }
+    }
+
+    pub(super) fn finish(mut self, len: u64) -> Result<Scanned, BuildError> {
+        if !self.is_between_frames || self.frames.is_empty() {
+            return Err(BuildError::Truncated { at: self.at });
+        }
+        if let Some(last) = self.frames.last() {
+            self.check_span(len - last.output.0);
+        }
+        if self.frame_count == 1 && len > self.span_size {
+            return Ok(Err(NotLazy::OneFrame { len }));
+        }
+        let Self { not_lazy, frames, .. } = self;
+        Ok(not_lazy.map_or(Ok(Restarts::Zstd { frames }), Err))
+    }
+}
