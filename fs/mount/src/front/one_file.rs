@@ -1,0 +1,133 @@
+//! The smallest front: a directory whose single file is the layer file.
+//!
+//! EROFS is mounted over that file; a read of it is a range of the uncompressed tar.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use spanfs_cache::Content;
+use spanfs_layer::UncompressedOffset;
+
+use super::Failures;
+use crate::filesystem::{
+    Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Open, Statfs,
+};
+use crate::{Errno, front::dots};
+
+/// Name of the file.
+pub const FILE_NAME: &str = "layer";
+
+const FILE: Ino = Ino(2);
+
+/// A root directory and the layer file.
+pub struct OneFile {
+    content: Arc<dyn Content>,
+    open: Open,
+    failures: Arc<Failures>,
+}
+
+impl OneFile {
+    /// Show `content`, the layer called `name` in the log.
+    ///
+    /// [`Open::Direct`] halves the page cache (EROFS keeps its own), and costs speed.
+    pub fn new(content: Arc<dyn Content>, name: &str, open: Open) -> Self {
+        Self { content, open, failures: Arc::new(Failures::of(name)) }
+    }
+
+    fn of(&self, ino: Ino) -> Attributes {
+        let is_root = ino == Ino::ROOT;
+        let size = if is_root { 0 } else { self.content.len() };
+        Attributes {
+            ino,
+            file_type: if is_root { FileType::Directory } else { FileType::Regular },
+            permissions: if is_root { 0o555 } else { 0o444 },
+            nlink: if is_root { 2 } else { 1 },
+            uid: 0,
+            gid: 0,
+            device: (0, 0),
+            size,
+            blocks: size.div_ceil(512),
+            mtime: (0, 0),
+        }
+    }
+}
+
+impl Filesystem for OneFile {
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attributes>, Errno> {
+        if parent != Ino::ROOT {
+            return Err(Errno::NotDirectory);
+        }
+        Ok((name == FILE_NAME.as_bytes()).then(|| self.of(FILE)))
+    }
+
+    fn attributes(&self, ino: Ino) -> Result<Attributes, Errno> {
+        match ino {
+            Ino::ROOT | FILE => Ok(self.of(ino)),
+            _ => Err(Errno::NotFound),
+        }
+    }
+
+    fn entry(&self, directory: Ino, offset: u64) -> Result<Option<DirectoryEntry<'_>>, Errno> {
+        if directory != Ino::ROOT {
+            return Err(Errno::NotDirectory);
+        }
+        let root = self.of(Ino::ROOT);
+        Ok(dots(offset, root, root).or_else(|| {
+            (offset == 2).then(|| DirectoryEntry {
+                name: Cow::Borrowed(FILE_NAME.as_bytes()),
+                attributes: self.of(FILE),
+                next: 3,
+            })
+        }))
+    }
+
+    fn readlink(&self, _ino: Ino) -> Result<Cow<'_, [u8]>, Errno> {
+        Err(Errno::Invalid)
+    }
+
+    fn xattr(&self, _ino: Ino, _name: &[u8]) -> Result<Cow<'_, [u8]>, Errno> {
+        Err(Errno::NoAttribute)
+    }
+
+    fn xattr_names(&self, _ino: Ino) -> Result<Vec<u8>, Errno> {
+        Ok(Vec::new())
+    }
+
+    fn statfs(&self) -> Statfs {
+        Statfs { bytes: self.content.len(), inodes: 2 }
+    }
+
+    fn open(&self, ino: Ino) -> Result<Open, Errno> {
+        match ino {
+            FILE => Ok(self.open),
+            Ino::ROOT => Err(Errno::IsDirectory),
+            _ => Err(Errno::NotFound),
+        }
+    }
+
+    fn read_present(
+        &self,
+        ino: Ino,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Option<usize>, Errno> {
+        self.open(ino)?;
+        self.content
+            .read_present(UncompressedOffset(offset), buffer)
+            .map_err(|error| self.failures.note(offset, &error))
+    }
+
+    fn fill(&self, ino: Ino, offset: u64, len: u64, reply: FillReply) {
+        if let Err(errno) = self.open(ino) {
+            return reply(Err(errno));
+        }
+        let end = offset.saturating_add(len).min(self.content.len());
+        let failures = Arc::clone(&self.failures);
+        self.content.fill(
+            UncompressedOffset(offset.min(end))..UncompressedOffset(end),
+            Box::new(move |result| {
+                reply(result.map_err(|error| failures.note(offset, &error)));
+            }),
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! Between a [`crate::filesystem::Filesystem`] and the kernel.
+
+pub mod connection;
+pub mod fuse3;

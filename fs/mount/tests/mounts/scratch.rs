@@ -1,0 +1,56 @@
+//! A directory for one test, and what the test needs of the machine.
+
+use std::path::{Path, PathBuf};
+
+use rustix::mount::UnmountFlags;
+use spanfs_mount::mountinfo;
+
+/// A directory that is gone afterwards with every mount below it, also when the test fails.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap().keep().canonicalize().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// An empty directory called `name`.
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Mount points below, in mount order.
+    pub(crate) fn mounts(&self) -> Vec<PathBuf> {
+        let all = mountinfo::mounts().unwrap().into_iter();
+        all.map(|mount| mount.mount_point).filter(|path| path.starts_with(&self.0)).collect()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for mount_point in self.mounts().into_iter().rev() {
+            let _gone = rustix::mount::unmount(mount_point, UnmountFlags::DETACH);
+        }
+        if self.mounts().is_empty() {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+}
+
+/// True if this process may mount; else says so, or fails where nothing may be skipped.
+pub(crate) fn may_mount(test: &str) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    let has_fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
+    if is_root && has_fuse {
+        return true;
+    }
+    let missing = if is_root { "/dev/fuse" } else { "root" };
+    assert!(std::env::var_os("SPANFS_TEST_STRICT").is_none(), "{test} needs {missing}");
+    eprintln!("{test} skipped: it needs {missing}");
+    false
+}
