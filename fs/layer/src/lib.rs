@@ -17,6 +17,7 @@ extern crate alloc;
 extern crate std;
 
 mod digest;
+pub mod erofs;
 #[cfg(test)]
 mod fixtures;
 pub mod oci;
@@ -25,10 +26,13 @@ mod record;
 pub mod soci;
 mod span;
 pub mod tar;
+pub mod tree;
+pub mod whiteout;
 pub mod ztoc;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use offset::{CompressedOffset, FileOffset, UncompressedOffset};
 pub use record::{Kind, Record, SparseSegment, Time};
 pub use span::{Restart, Span, SpanError, SpanTable};
+pub use tree::Tree;
 pub use ztoc::Ztoc;
