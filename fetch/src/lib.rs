@@ -9,7 +9,9 @@
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used))]
 
 mod blob;
+mod reference;
 mod target;
 
 pub use blob::{Blob, Class, FetchError, FetchErrorDetail, Fetched, Priority, Ticket, TicketControl, Want};
+pub use reference::{Reference, ReferenceError};
 pub use target::{Locate, LocateError, Target, TargetFailure};
