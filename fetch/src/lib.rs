@@ -8,10 +8,28 @@
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used))]
 
+mod auth;
 mod blob;
+mod content;
+mod credentials;
+mod hosts;
+mod proxy;
 mod reference;
+pub mod registry;
 mod target;
+mod transport;
+mod trust;
 
-pub use blob::{Blob, Class, FetchError, FetchErrorDetail, Fetched, Priority, Ticket, TicketControl, Want};
+pub use blob::{
+    Blob, Class, FetchError, FetchErrorDetail, Fetched, Priority, Ticket, TicketControl, Want,
+};
+pub use content::Content;
+pub use credentials::{CredentialSource, CredentialsError, Login, Secret};
+pub use hosts::HostsError;
+pub use proxy::{ProxyError, ProxyOptions};
 pub use reference::{Reference, ReferenceError};
+pub use registry::{
+    OptionsError, RawManifest, Registry, RegistryError, RegistryLimits, RegistryOptions, Repository,
+};
 pub use target::{Locate, LocateError, Target, TargetFailure};
+pub use trust::{TlsOptions, TrustError};
