@@ -13,6 +13,7 @@ mod blob;
 mod content;
 mod credentials;
 mod hosts;
+mod locate;
 mod proxy;
 mod reference;
 pub mod registry;
