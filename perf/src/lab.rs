@@ -1,0 +1,137 @@
+//! The bench: scratch directories, the `spanfs` command, caches dropped, processes looked at.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// What every measurement needs.
+pub(crate) struct Lab {
+    pub(crate) spanfs: PathBuf,
+    pub(crate) images: PathBuf,
+    pub(crate) scratch: PathBuf,
+    pub(crate) runs: usize,
+}
+
+impl Lab {
+    pub(crate) fn new(
+        spanfs: Option<PathBuf>,
+        images: PathBuf,
+        scratch: PathBuf,
+        runs: usize,
+    ) -> Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "perf needs root: it mounts and drops caches"
+        );
+        let spanfs = match spanfs {
+            Some(path) => path,
+            None => std::env::current_exe()?.with_file_name("spanfs"),
+        };
+        ensure!(
+            spanfs.exists(),
+            "{} is not there: cargo build --release -p spanfs",
+            spanfs.display()
+        );
+        fs::create_dir_all(&scratch)?;
+        let scratch = scratch.canonicalize()?;
+        Ok(Self { spanfs: spanfs.canonicalize()?, images, scratch, runs: runs.max(1) })
+    }
+
+    /// An empty directory for one measurement.
+    pub(crate) fn dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.scratch.join(name);
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("emptying {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
+    /// `spanfs` with the cache and the runtime directory below `dir`.
+    pub(crate) fn spanfs(&self, dir: &Path) -> Command {
+        let mut command = Command::new(&self.spanfs);
+        command.env("SPANFS_CACHE_DIR", dir.join("cache")).env("XDG_RUNTIME_DIR", dir);
+        command
+    }
+
+    /// The median of `runs` measurements.
+    pub(crate) fn median(&self, mut measure: impl FnMut() -> Result<f64>) -> Result<f64> {
+        let mut values = (0..self.runs).map(|_| measure()).collect::<Result<Vec<_>>>()?;
+        values.sort_by(f64::total_cmp);
+        Ok(values[values.len() / 2])
+    }
+}
+
+/// An image mounted by `spanfs mount`, gone with this value.
+pub(crate) struct Mounted<'a> {
+    lab: &'a Lab,
+    dir: PathBuf,
+    pub(crate) root: PathBuf,
+    /// From the start of the command to its return.
+    pub(crate) took: Duration,
+}
+
+impl<'a> Mounted<'a> {
+    pub(crate) fn new(lab: &'a Lab, dir: &Path, image: &str, options: &[&str]) -> Result<Self> {
+        let root = dir.join("mnt");
+        fs::create_dir_all(&root)?;
+        let start = Instant::now();
+        run(lab.spanfs(dir).arg("mount").args(options).arg(image).arg(&root))?;
+        Ok(Self { lab, dir: dir.to_owned(), root, took: start.elapsed() })
+    }
+
+    /// What `spanfs status --json` says of it.
+    pub(crate) fn status(&self) -> Result<serde_json::Value> {
+        let text = run(self.lab.spanfs(&self.dir).args(["status", "--json"]).arg(&self.root))?;
+        serde_json::from_str(&text).context("status is JSON")
+    }
+
+    /// Resident memory of the process that serves it, in bytes.
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        let status = self.status()?;
+        let pid = status
+            .pointer("/mounts/0/pid")
+            .and_then(serde_json::Value::as_u64)
+            .context("status has no pid")?;
+        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kib: u64 = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+            .context("no VmRSS")?;
+        Ok(kib << 10)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = run(self.lab.spanfs(&self.dir).arg("umount").arg(&self.root)) {
+            eprintln!("perf: {error:#}");
+        }
+    }
+}
+
+/// Runs a command to its end and gives its output.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("starting {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Writes dirty pages out and empties the kernel's page, dentry and inode caches.
+pub(crate) fn drop_caches() -> Result<()> {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")
+}
+
+/// Seconds that `work` takes.
+pub(crate) fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed().as_secs_f64())
+}

@@ -1,0 +1,116 @@
+//! Start of a program that touches most of its image: a large Python wheel is imported.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use spanfs_registry::Link;
+
+use super::{index, serve};
+use crate::lab::{Lab, drop_caches, run as run_command, seconds};
+use crate::report::{Goal, Report, Row};
+
+/// Bytes that come out of one compressed byte of this image, and what one core inflates a second; both
+/// only turn the bytes touched into the time that inflating them takes on all cores.
+const INFLATE_RATIO: f64 = 3.3;
+const INFLATE_BYTES_PER_SECOND: f64 = 480e6;
+
+pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
+    let plain = lab.images.join("python-ml");
+    ensure!(
+        plain.join("oci-layout").exists(),
+        "{} is not there: perf/images/build python-ml {}",
+        plain.display(),
+        lab.images.display()
+    );
+    let layout = index(lab, &plain, "python-ml")?;
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    let (mut cold, mut traced, mut warm) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut touched, mut touched_traced) = (0.0, 0.0);
+    for _ in 0..lab.runs {
+        let dir = lab.dir("program")?;
+        let (registry, reference) = serve(&layout, Link::CLOUD)?;
+        let start = || -> Result<f64> {
+            drop_caches()?;
+            registry.reset_stats();
+            seconds(|| {
+                let said = run_command(lab.spanfs(&dir).args(["run", &reference]))?;
+                ensure!(said.contains("ready"), "the program said {said:?}");
+                Ok(())
+            })
+        };
+        cold.push(start()?);
+        touched = registry.stats().blob_bytes() as f64;
+        // Only the trace is kept.
+        fs::remove_dir_all(dir.join("cache/layers")).context("forgetting the layers")?;
+        traced.push(start()?);
+        touched_traced = registry.stats().blob_bytes() as f64;
+        // Everything local, and in the page cache: what the program itself needs.
+        complete(lab, &dir, &reference)?;
+        run_command(lab.spanfs(&dir).args(["run", &reference]))?;
+        warm.push(seconds(|| run_command(lab.spanfs(&dir).args(["run", &reference])).map(drop))?);
+    }
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().context("no run")
+    };
+    let (cold, traced, warm) = (median(cold)?, median(traced)?, median(warm)?);
+    // The link and the cores would need this long for what the program was sent.
+    let floor = |bytes: f64| {
+        let link = bytes / Link::CLOUD.bytes_per_second.map_or(f64::INFINITY, |rate| rate as f64);
+        let inflate = bytes * INFLATE_RATIO / (INFLATE_BYTES_PER_SECOND * cores);
+        link.max(inflate)
+    };
+    let row = |what: &str, value, unit, goal| Row {
+        promise: "program",
+        what: what.to_owned(),
+        value,
+        unit,
+        goal,
+    };
+    report.row(&row("warm: everything local", warm, "s", Goal::None))?;
+    report.row(&row("first start, cold", cold, "s", Goal::None))?;
+    report.row(&row(
+        "compressed bytes fetched by the first start",
+        touched / 1e6,
+        "MB",
+        Goal::None,
+    ))?;
+    report.row(&row("start with a trace, cold", traced, "s", Goal::None))?;
+    report.row(&row(
+        "compressed bytes fetched with a trace",
+        touched_traced / 1e6,
+        "MB",
+        Goal::None,
+    ))?;
+    report.row(&row(
+        "(first start - warm) / max(link, inflate)",
+        (cold - warm) / floor(touched),
+        "x",
+        Goal::AtMost(1.6),
+    ))?;
+    report.row(&row(
+        "(start with a trace - warm) / max(link, inflate)",
+        (traced - warm) / floor(touched_traced),
+        "x",
+        Goal::AtMost(1.2),
+    ))
+}
+
+/// Lets background completion finish, so that the next start needs no network.
+fn complete(lab: &Lab, dir: &Path, reference: &str) -> Result<()> {
+    let mounted = crate::lab::Mounted::new(lab, dir, reference, &[])?;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    loop {
+        let status = mounted.status()?;
+        let done = status
+            .pointer("/mounts/0/layers")
+            .and_then(serde_json::Value::as_array)
+            .is_some_and(|layers| layers.iter().all(|layer| layer["verified"] == true));
+        if done {
+            return Ok(());
+        }
+        ensure!(std::time::Instant::now() < end, "not complete after 120 s: {status}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
