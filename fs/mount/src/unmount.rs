@@ -6,17 +6,24 @@ use std::process::{Command, Stdio};
 
 use rustix::mount::UnmountFlags;
 
+use crate::mountinfo;
 use crate::transport::fuse3::Privilege;
 
-/// Detach the topmost mount at `mount_point`; it ends with its last user.
+/// Detach the topmost mount at `mount_point`; it ends with its last user. Where nothing is mounted
+/// any more, that is fine too.
 ///
 /// Looks at nothing behind the path's last step, so neither a dead nor a waiting server matters.
 pub fn detach(mount_point: &Path, privilege: Privilege) -> io::Result<()> {
-    match privilege {
+    let outcome = match privilege {
         Privilege::Root => {
-            Ok(rustix::mount::unmount(mount_point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
+            rustix::mount::unmount(mount_point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                .map_err(io::Error::from)
         }
         Privilege::User => fusermount(mount_point),
+    };
+    match outcome {
+        Err(_) if mountinfo::mounted_at(mount_point)?.is_none() => Ok(()),
+        outcome => outcome,
     }
 }
 

@@ -1,8 +1,7 @@
 //! zTOC: the table of contents of a layer's tar and the restart points of its compression, in the
 //! FlatBuffers form that SOCI tools exchange.
 //!
-//! Decoded records take at most [`COPIES_MAX`] times the input's length, and so do decoded digests,
-//! however the input's offsets overlap.
+//! Decoding copies at most [`COPIES_MAX`] times the input's length, however its offsets overlap.
 
 mod build;
 mod decode;

@@ -208,14 +208,13 @@ pub struct TarCut {
 impl TarCut {
     /// Read and check.
     pub fn new(encoded: &[u8]) -> Result<Self, &'static str> {
-        const ODD: &str = "tar zinfo is not a table";
-        let table = Buffer::root(encoded).map_err(|_| ODD)?;
-        let span_size = table.i64(1).map_err(|_| ODD)?;
-        let size = table.i64(2).map_err(|_| ODD)?;
-        match (u64::try_from(span_size), u64::try_from(size)) {
-            (Err(_) | Ok(0), _) => Err("span size of an uncompressed layer is not above 0"),
-            (_, Err(_)) => Err("size of an uncompressed layer is negative"),
-            (Ok(span_size), Ok(size)) => Ok(Self { span_size, size }),
+        let table = Buffer::root(encoded).map_err(|_| "tar zinfo is not a table")?;
+        let field = |id| table.i64(id).map_err(|_| "tar zinfo is not a table");
+        let field = |id| Ok(u64::try_from(field(id)?).ok());
+        match (field(1)?, field(2)?) {
+            (None | Some(0), _) => Err("span size of an uncompressed layer is not above 0"),
+            (_, None) => Err("size of an uncompressed layer is negative"),
+            (Some(span_size), Some(size)) => Ok(Self { span_size, size }),
         }
     }
 }

@@ -1,7 +1,10 @@
 //! How a layer is shown: as one file, as EROFS over it, or as inodes.
 
+pub mod erofs;
 mod failures;
+pub mod inode;
 pub mod one_file;
+mod runs;
 
 pub(crate) use failures::Failures;
 

@@ -1,14 +1,17 @@
 //! The smallest front: a directory whose single file is the layer file.
 //!
-//! EROFS is mounted over that file; a read of it is a range of the uncompressed tar.
+//! EROFS is mounted over that file; a read of it is a range of the uncompressed tar. Where an index
+//! needs the data of sparse files at other places behind the tar's end, these are shown there
+//! without ever being copied.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use spanfs_cache::Content;
-use spanfs_layer::UncompressedOffset;
+use spanfs_layer::erofs::DataCopy;
 
 use super::Failures;
+use super::runs::{self, Run};
 use crate::filesystem::{
     Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Open, Statfs,
 };
@@ -22,21 +25,50 @@ const FILE: Ino = Ino(2);
 /// A root directory and the layer file.
 pub struct OneFile {
     content: Arc<dyn Content>,
+    /// The tar, and behind it what the index wants in a second place.
+    runs: Vec<Run>,
+    len: u64,
     open: Open,
     failures: Arc<Failures>,
 }
 
 impl OneFile {
-    /// Show `content`, the layer called `name` in the log.
+    /// Show `content`, the layer called `name` in the log, as it is.
     ///
     /// [`Open::Direct`] halves the page cache (EROFS keeps its own), and costs speed.
     pub fn new(content: Arc<dyn Content>, name: &str, open: Open) -> Self {
-        Self { content, open, failures: Arc::new(Failures::of(name)) }
+        Self::with_copies(content, name, open, 0, &[])
+    }
+
+    /// The same with `copies` behind the tar's end, in a file of at least `len_min` bytes.
+    pub fn with_copies(
+        content: Arc<dyn Content>,
+        name: &str,
+        open: Open,
+        len_min: u64,
+        copies: &[DataCopy],
+    ) -> Self {
+        let tar = Run { file: 0, data: 0, len: content.len() };
+        let behind = copies.iter().map(|copy| Run {
+            file: copy.to.0,
+            data: copy.from.start.0,
+            len: copy.from.end.checked_since(copy.from.start).unwrap_or(0),
+        });
+        let mut runs: Vec<Run> = std::iter::once(tar).chain(behind).collect();
+        runs.sort_unstable_by_key(|run| run.file);
+        let len = content.len().max(len_min);
+        Self { content, runs, len, open, failures: Arc::new(Failures::of(name)) }
+    }
+
+    /// The runs that hold any byte from `offset` on.
+    fn runs_from(&self, offset: u64) -> impl Iterator<Item = Run> {
+        let first = self.runs.partition_point(|run| run.file + run.len <= offset);
+        self.runs.get(first..).unwrap_or_default().iter().copied()
     }
 
     fn of(&self, ino: Ino) -> Attributes {
         let is_root = ino == Ino::ROOT;
-        let size = if is_root { 0 } else { self.content.len() };
+        let size = if is_root { 0 } else { self.len };
         Attributes {
             ino,
             file_type: if is_root { FileType::Directory } else { FileType::Regular },
@@ -94,7 +126,7 @@ impl Filesystem for OneFile {
     }
 
     fn statfs(&self) -> Statfs {
-        Statfs { bytes: self.content.len(), inodes: 2 }
+        Statfs { bytes: self.len, inodes: 2 }
     }
 
     fn open(&self, ino: Ino) -> Result<Open, Errno> {
@@ -112,8 +144,7 @@ impl Filesystem for OneFile {
         buffer: &mut [u8],
     ) -> Result<Option<usize>, Errno> {
         self.open(ino)?;
-        self.content
-            .read_present(UncompressedOffset(offset), buffer)
+        runs::read_present(&*self.content, self.runs_from(offset), self.len, offset, buffer)
             .map_err(|error| self.failures.note(offset, &error))
     }
 
@@ -121,13 +152,7 @@ impl Filesystem for OneFile {
         if let Err(errno) = self.open(ino) {
             return reply(Err(errno));
         }
-        let end = offset.saturating_add(len).min(self.content.len());
-        let failures = Arc::clone(&self.failures);
-        self.content.fill(
-            UncompressedOffset(offset.min(end))..UncompressedOffset(end),
-            Box::new(move |result| {
-                reply(result.map_err(|error| failures.note(offset, &error)));
-            }),
-        );
+        let ranges = runs::data_ranges(self.runs_from(offset), self.len, offset, len);
+        runs::fill_all(&*self.content, ranges, &self.failures, reply);
     }
 }

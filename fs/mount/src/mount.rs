@@ -1,0 +1,199 @@
+//! A mount of ours, from its first part to its end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::mounter::{MountError, state};
+use crate::record::{Record, remove_staging};
+use crate::transport::fuse3::{Privilege, Session};
+use crate::unmount;
+
+/// How one layer of a mount is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// EROFS on the complete layer file: nothing depends on us any more.
+    ErofsDirect,
+    /// EROFS over the one-file FUSE mount.
+    ErofsOverFuse,
+    /// A FUSE filesystem of inodes.
+    Inodes,
+}
+
+/// What to do with a mount that is still in use when the time is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Busy {
+    /// It is out of the directory tree, and is served until its last user goes.
+    Leave,
+    /// Its connections are aborted: whoever still reads gets an error.
+    Abort,
+}
+
+/// How an unmount ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing is left.
+    Gone,
+    /// Some of it is still in use, and served.
+    InUse,
+}
+
+/// Why an unmount failed.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmountError {
+    /// The operating system refused.
+    #[error("cannot unmount {0}")]
+    Refused(PathBuf, #[source] io::Error),
+    /// umount2(2) did not return; a thread still waits for it.
+    #[error("unmounting {0} takes longer than {1:?}")]
+    Stuck(PathBuf, Duration),
+}
+
+/// One mount with all its parts. Dropping it unmounts, lazily.
+pub struct Mount {
+    privilege: Privilege,
+    /// The order in which they were mounted.
+    mount_points: Vec<PathBuf>,
+    sessions: Vec<Session>,
+    shown: Vec<Shown>,
+    staging: PathBuf,
+    record: Option<Record>,
+}
+
+/// A detach touches no server, so it takes no time unless a filesystem below is broken.
+const DROP_DEADLINE: Duration = Duration::from_secs(5);
+/// Aborted requests fail at once; what remains is the kernel letting go.
+const ABORT_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Mount {
+    pub(crate) fn begin(privilege: Privilege, staging: PathBuf, record: Record) -> Self {
+        Self {
+            privilege,
+            mount_points: Vec::new(),
+            sessions: Vec::new(),
+            shown: Vec::new(),
+            staging,
+            record: Some(record),
+        }
+    }
+
+    /// How each layer is shown, the lowest first.
+    pub fn layers(&self) -> &[Shown] {
+        &self.shown
+    }
+
+    /// Unmount within about `at_most`: detached at once, then waited for.
+    pub fn unmount(mut self, at_most: Duration, busy: Busy) -> Result<Ended, UnmountError> {
+        let until = Instant::now() + at_most;
+        self.detach_all(at_most)?;
+        if self.wait_until(until) {
+            return Ok(Ended::Gone);
+        }
+        if busy == Busy::Leave {
+            return Ok(Ended::InUse);
+        }
+        for session in self.sessions.iter().filter(|session| !session.is_over()) {
+            if let Err(error) = session.connection().abort() {
+                tracing::warn!("connection of {} stays: {error}", session.mount_point().display());
+            }
+        }
+        let gone = self.wait_until(Instant::now() + ABORT_DEADLINE);
+        Ok(if gone { Ended::Gone } else { Ended::InUse })
+    }
+
+    fn wait_until(&self, until: Instant) -> bool {
+        let wait =
+            |session: &Session| session.wait(until.saturating_duration_since(Instant::now()));
+        // All are waited for: one that is busy must not hide that others have ended.
+        self.sessions.iter().filter(|session| !wait(session)).count() == 0
+    }
+
+    /// A thread of its own does it, which may get stuck where we must not.
+    fn detach_all(&mut self, at_most: Duration) -> Result<(), UnmountError> {
+        let mount_points = std::mem::take(&mut self.mount_points);
+        let Some(top) = mount_points.last().cloned() else {
+            self.forget();
+            return Ok(());
+        };
+        let (sender, receiver) = mpsc::channel();
+        let privilege = self.privilege;
+        let detach = move || {
+            let refused = mount_points.into_iter().rev().filter_map(|path| {
+                let error = unmount::detach(&path, privilege).err()?;
+                Some(UnmountError::Refused(path, error))
+            });
+            // All are tried; the first refusal is told.
+            let _gone = sender.send(refused.collect::<Vec<_>>().into_iter().next());
+        };
+        let spawned = std::thread::Builder::new().name("spanfs-unmount".into()).spawn(detach);
+        let failure = match spawned.map(|_thread| receiver.recv_timeout(at_most)) {
+            Ok(Ok(None)) => {
+                self.forget();
+                return Ok(());
+            }
+            Ok(Ok(Some(refusal))) => refusal,
+            Ok(Err(_)) => UnmountError::Stuck(top, at_most),
+            Err(error) => UnmountError::Refused(top, error),
+        };
+        if let Some(record) = self.record.take() {
+            record.abandon();
+        }
+        Err(failure)
+    }
+
+    /// Nothing is left in the directory tree, so there is nothing to recover.
+    fn forget(&mut self) {
+        remove_staging(&self.staging);
+        self.record = None;
+    }
+
+    /// A mount point of ours.
+    pub(crate) fn directory(&self, name: &str) -> Result<PathBuf, MountError> {
+        let path = self.staging.join(name);
+        std::fs::create_dir(&path).map_err(|source| state("create", &path, source))?;
+        Ok(path)
+    }
+
+    pub(crate) fn mounted(&mut self, mount_point: PathBuf) {
+        self.mount_points.push(mount_point);
+    }
+
+    pub(crate) fn served(&mut self, session: Session) {
+        self.sessions.push(session);
+    }
+
+    pub(crate) fn shown(&mut self, shown: Shown) {
+        self.shown.push(shown);
+    }
+
+    /// Take a part out of sight: what is mounted from it carries on.
+    pub(crate) fn hide(&mut self, part: &Path) {
+        match unmount::detach(part, self.privilege) {
+            Ok(()) => {
+                self.mount_points.retain(|path| path != part);
+                let _left = std::fs::remove_dir(part); // `forget` tries again.
+            }
+            Err(error) => tracing::warn!("{} stays in sight: {error}", part.display()),
+        }
+    }
+
+    /// The same for all in the staging directory.
+    pub(crate) fn hide_parts(&mut self) {
+        let mut parts = self.mount_points.clone();
+        parts.retain(|path| path.starts_with(&self.staging));
+        for part in parts.iter().rev() {
+            self.hide(part);
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.record.is_some()
+            && let Err(error) = self.detach_all(DROP_DEADLINE)
+        {
+            tracing::error!("{error}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Layers and images, mounted: from contents and indexes to a directory that can be used.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use spanfs_cache::Content;
+use spanfs_layer::Tree;
+use spanfs_layer::erofs::DataCopy;
+
+use crate::filesystem::Open;
+use crate::front::inode::{Inodes, LayerCountError};
+use crate::front::one_file::{FILE_NAME, OneFile};
+use crate::front::{self};
+use crate::kernel_mount::KernelMountError;
+use crate::mount::{Mount, Shown};
+use crate::overlay::{self, OverlayError, OverlayOptions};
+use crate::record::{self, Places, Record};
+use crate::transport::fuse3::{FuseOptions, Privilege, ServeError, Server, ServerOptions};
+
+/// How mounts are made.
+#[derive(Clone, Debug)]
+pub struct MounterOptions {
+    /// Directory of ours: records of mounts, and mount points that nobody else needs.
+    pub state: PathBuf,
+    /// Threads and limits.
+    pub server: ServerOptions,
+    /// Whether the mounts that a layer is made of stay in sight below `state`, until it goes.
+    pub parts: Parts,
+    /// How the kernel reads the one file: [`Open::Direct`] where memory is tight.
+    pub open: Open,
+    /// Source and subtype of the one-file mount.
+    pub one_file: (String, String),
+    /// Read-ahead on our FUSE mounts in KiB; `None` keeps the kernel's 128, which measured best.
+    pub read_ahead_kib: Option<u32>,
+}
+
+/// What becomes of mounts that only carry others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parts {
+    /// Detached as soon as they are carried: nothing to clean up, nothing to stumble over.
+    Hidden,
+    /// Left in sight, as tools want that count `fuse.rawBridge` mounts.
+    Visible,
+}
+
+impl MounterOptions {
+    /// The defaults, with state in `state`.
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        Self {
+            state: state.into(),
+            server: ServerOptions::default(),
+            parts: Parts::Hidden,
+            open: Open::Stateless,
+            // nerdctl and SOCI's own suites look for these two.
+            one_file: ("soci".into(), "rawBridge".into()),
+            read_ahead_kib: None,
+        }
+    }
+}
+
+/// A layer to be shown by EROFS.
+#[derive(Clone)]
+pub struct Layer {
+    /// Its name in the log: the layer digest.
+    pub name: String,
+    /// Its bytes.
+    pub content: Arc<dyn Content>,
+    /// Path of its index, written by us.
+    pub index: PathBuf,
+    /// Length that the index wants the layer file to have.
+    pub data_len: u64,
+    /// What the index wants in a second place, behind the tar.
+    pub copies: Vec<DataCopy>,
+}
+
+/// Why a mount was not made. Whatever had been mounted for it is gone again.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// A file or directory of ours.
+    #[error("cannot {attempt} {path}")]
+    State {
+        /// What was attempted.
+        attempt: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The answer.
+        #[source]
+        source: io::Error,
+    },
+    /// FUSE.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// EROFS.
+    #[error(transparent)]
+    Erofs(#[from] KernelMountError),
+    /// The stack of an image.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// The caller's mistake.
+    #[error(transparent)]
+    LayerCount(#[from] LayerCountError),
+}
+
+/// Makes mounts, and serves those that need it as long as it lives.
+pub struct Mounter {
+    server: Server,
+    options: MounterOptions,
+}
+
+impl Mounter {
+    /// Start the server's threads. Call [`crate::record::recover`] first.
+    pub fn new(options: MounterOptions) -> Result<Self, MountError> {
+        for path in [options.records(), options.empty()] {
+            std::fs::create_dir_all(&path).map_err(|source| state("create", &path, source))?;
+        }
+        let server = Server::new(options.server.clone())
+            .map_err(|source| state("start threads for", &options.state, source))?;
+        Ok(Self { server, options })
+    }
+
+    /// Show one layer at `mount_point`, whiteouts as its index has them.
+    pub fn layer(&self, layer: &Layer, mount_point: &Path) -> Result<Mount, MountError> {
+        let (mut mount, place) = self.begin(mount_point, Privilege::Root)?;
+        self.add_layer(&mut mount, layer, &place, 0)?;
+        Ok(mount)
+    }
+
+    /// Show an image of `layers`, the lowest first, at `mount_point`.
+    pub fn image(
+        &self,
+        layers: &[Layer],
+        mount_point: &Path,
+        options: &OverlayOptions,
+    ) -> Result<Mount, MountError> {
+        let (mut mount, place) = self.begin(mount_point, Privilege::Root)?;
+        let mut lowers = Vec::with_capacity(layers.len() + 1);
+        for (number, layer) in layers.iter().enumerate() {
+            let directory = mount.directory(&format!("layer-{number}"))?;
+            self.add_layer(&mut mount, layer, &directory, number)?;
+            lowers.insert(0, directory);
+        }
+        if lowers.len() < 2 && options.upper.is_none() {
+            lowers.push(self.options.empty()); // overlayfs stacks nothing less than two.
+        }
+        overlay::mount(&lowers, &place, options)?;
+        mount.mounted(place);
+        if self.options.parts == Parts::Hidden {
+            mount.hide_parts();
+        }
+        Ok(mount)
+    }
+
+    /// Show a tree, of a layer or merged from an image, inode by inode at `mount_point`.
+    pub fn inodes(
+        &self,
+        tree: Arc<Tree>,
+        layers: Vec<(String, Arc<dyn Content>)>,
+        mount_point: &Path,
+        privilege: Privilege,
+    ) -> Result<Mount, MountError> {
+        let filesystem = Inodes::new(tree, layers)?;
+        let (mut mount, place) = self.begin(mount_point, privilege)?;
+        let fuse = self.fuse_options(privilege, "spanfs", "spanfs");
+        mount.served(self.server.serve(Arc::new(filesystem), &place, &fuse)?);
+        mount.mounted(place);
+        mount.shown(Shown::Inodes);
+        Ok(mount)
+    }
+
+    fn fuse_options(&self, privilege: Privilege, source: &str, subtype: &str) -> FuseOptions {
+        FuseOptions {
+            privilege,
+            allow_other: privilege == Privilege::Root,
+            source: source.into(),
+            subtype: subtype.into(),
+            read_ahead_kib: self.options.read_ahead_kib.filter(|_| privilege == Privilege::Root),
+        }
+    }
+
+    /// The record comes first, so that no kill leaves a mount that nobody knows.
+    fn begin(
+        &self,
+        mount_point: &Path,
+        privilege: Privilege,
+    ) -> Result<(Mount, PathBuf), MountError> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let place = mount_point
+            .canonicalize()
+            .map_err(|source| state("resolve mount point", mount_point, source))?;
+        let base = &self.options.state;
+        let staging = base.join(format!("parts-{}-{count}", std::process::id()));
+        let staging = std::path::absolute(&staging)
+            .and_then(|path| std::fs::create_dir(&path).map(|()| path))
+            .map_err(|source| state("create", &staging, source))?;
+        let places = Places { mount_point: place.clone(), staging: staging.clone() };
+        let record = Record::write(&self.options.records(), &places).map_err(|source| {
+            record::remove_staging(&staging);
+            state("write a record in", &self.options.records(), source)
+        })?;
+        Ok((Mount::begin(privilege, staging, record), place))
+    }
+
+    fn add_layer(
+        &self,
+        mount: &mut Mount,
+        layer: &Layer,
+        place: &Path,
+        number: usize,
+    ) -> Result<(), MountError> {
+        if let Some(file) = layer.content.complete_file()
+            && layer.copies.is_empty()
+            && rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size as u64 >= layer.data_len)
+        {
+            front::erofs::mount(&layer.index, file, place)?;
+            mount.mounted(place.to_owned());
+            mount.shown(Shown::ErofsDirect);
+            return Ok(());
+        }
+        let directory = mount.directory(&format!("file-{number}"))?;
+        let (source, subtype) = &self.options.one_file;
+        let front = OneFile::with_copies(
+            Arc::clone(&layer.content),
+            &layer.name,
+            self.options.open,
+            layer.data_len,
+            &layer.copies,
+        );
+        let fuse = self.fuse_options(Privilege::Root, source, subtype);
+        mount.served(self.server.serve(Arc::new(front), &directory, &fuse)?);
+        mount.mounted(directory.clone());
+        let path = directory.join(FILE_NAME);
+        let file = std::fs::File::open(&path).map_err(|source| state("open", &path, source))?;
+        front::erofs::mount(&layer.index, file.as_fd(), place)?;
+        mount.mounted(place.to_owned());
+        mount.shown(Shown::ErofsOverFuse);
+        if self.options.parts == Parts::Hidden {
+            mount.hide(&directory);
+        }
+        Ok(())
+    }
+}
+
+impl MounterOptions {
+    /// Where records of mounts are.
+    pub fn records(&self) -> PathBuf {
+        self.state.join("records")
+    }
+
+    fn empty(&self) -> PathBuf {
+        self.state.join("empty")
+    }
+}
+
+pub(crate) fn state(attempt: &'static str, path: &Path, source: io::Error) -> MountError {
+    MountError::State { attempt, path: path.to_owned(), source }
+}
