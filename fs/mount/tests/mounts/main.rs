@@ -1,5 +1,11 @@
 //! Everything that needs a kernel mount: one binary, so that it links once.
 
+mod conformance;
 mod content;
+mod layers;
+mod life;
+mod model;
 mod one_file;
+mod probe;
 mod scratch;
+mod snapshot;
