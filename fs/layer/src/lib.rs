@@ -7,6 +7,17 @@
 //! contents and the restart points that the field exchanges), [`SpanTable`] (which compressed bytes
 //! yield which uncompressed ones). Everything decoded here came from a hostile world: a decoder
 //! returns a valid value or an error, nothing between.
+//!
+//! ```
+//! use spanfs_layer::tar::{Limits, Reader};
+//!
+//! let mut reader = Reader::new(Limits::default());
+//! let mut records = Vec::new();
+//! reader.feed(&[0; 1024], &mut records)?; // two zero blocks: an empty layer
+//! assert!(records.is_empty());
+//! assert_eq!(reader.finish()?.size, 1024);
+//! # Ok::<(), spanfs_layer::tar::TarError>(())
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]

@@ -248,3 +248,50 @@ fn prefetch_runs_are_merged_and_read_back() {
         assert_eq!(Prefetch::parse(json.as_bytes()), Err(error), "{json}");
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+
+    /// Damaged documents give an error or a value with one canonical form.
+    #[test]
+    fn damaged_documents_never_panic(
+        which in 0_usize..5,
+        damage in proptest::collection::vec((0_usize..4096, proptest::num::u8::ANY), 1..4),
+        cut in 0_usize..4096,
+    ) {
+        let converted = root("v2-prefetch").digest;
+        let index = blob("v2-prefetch", &converted);
+        let listed = Index::parse(&index).unwrap().manifests;
+        let image = blob("v2-prefetch", &listed[0].digest);
+        let soci = blob("v2-prefetch", &listed[1].digest);
+        let config = Manifest::parse(&image).unwrap().config.digest;
+        let prefetch = SociIndex::parse(&soci).unwrap().manifest.layers.pop().unwrap().digest;
+        let documents =
+            [index, image, soci, blob("v2-prefetch", &config), blob("v2-prefetch", &prefetch)];
+        let mut json = documents[which].clone();
+        for (at, byte) in damage {
+            let at = at % json.len();
+            json[at] ^= byte & 0x1f;
+        }
+        for json in [&json[..], &json[..cut % json.len()]] {
+            match Document::parse("", json) {
+                Ok(Document::Index(index)) => {
+                    let canonical = index.to_canonical();
+                    let again = Index::parse(&canonical).unwrap().to_canonical();
+                    proptest::prop_assert_eq!(again, canonical);
+                }
+                Ok(Document::Manifest(manifest)) => {
+                    let canonical = manifest.to_canonical();
+                    let again = Manifest::parse(&canonical).unwrap().to_canonical();
+                    proptest::prop_assert_eq!(again, canonical);
+                }
+                Err(_) => {}
+            }
+            let _ = SociIndex::parse(json);
+            let _ = ImageConfig::parse(json);
+            if let Ok(prefetch) = Prefetch::parse(json) {
+                proptest::prop_assert_eq!(Prefetch::parse(&prefetch.encode()), Ok(prefetch));
+            }
+        }
+    }
+}

@@ -252,14 +252,15 @@ impl Reader {
         let pending = core::mem::take(&mut self.pending);
         record.header = pending.start.unwrap_or(at);
         record.data = UncompressedOffset(self.at);
+        pax::apply(&pending.pax, record).map_err(|reason| TarError::Pax { at, reason })?;
+        record.pax = pending.pax;
+        // In the rare archive that has both forms, Go lets GNU's win.
         if !pending.name.is_empty() {
             record.name = pending.name;
         }
         if !pending.link.is_empty() {
             record.link = pending.link;
         }
-        pax::apply(&pending.pax, record).map_err(|reason| TarError::Pax { at, reason })?;
-        record.pax = pending.pax;
         Ok(())
     }
 

@@ -49,16 +49,35 @@ pub enum BuildError {
         /// Where a reader would look for it.
         expected: UncompressedOffset,
     },
+    /// Too much for the format, whose offsets have 31 bits.
+    #[error(
+        "ztoc would have about {bytes} bytes, above the {ZTOC_BYTES_MAX} that the format allows"
+    )]
+    TooLarge {
+        /// Bytes that it would have.
+        bytes: u64,
+    },
     /// Restart points that don't make spans.
     #[error("restart points can't be used")]
     Spans(#[from] SpanError),
 }
 
+/// Limit of FlatBuffers; some 65,000 checkpoints reach it.
+const ZTOC_BYTES_MAX: u64 = i32::MAX as u64;
+
 impl Ztoc {
     /// Put a zTOC together, refusing what a peer would refuse.
+    ///
+    /// # Panics
+    ///
+    /// If a checkpoint's window is neither empty nor [`WINDOW_LEN`] bytes long.
     pub fn from_parts(parts: Parts) -> Result<Self, BuildError> {
         let Parts { records, archive, compressed_size, restarts, span_digests, build_tool } = parts;
         check_entries(&records, archive.global_header)?;
+        let bytes = restarts.encoded_len() + records.iter().map(encoded_len).sum::<u64>();
+        if bytes > ZTOC_BYTES_MAX {
+            return Err(BuildError::TooLarge { bytes });
+        }
         let compression = match &restarts {
             Restarts::Gzip { checkpoints, .. } => {
                 let whole = |len: usize| len == 0 || len == WINDOW_LEN;
@@ -113,4 +132,13 @@ fn check_entries(
         Some(at) => Err(BuildError::UnsupportedType { typeflag: b'g', at }),
         None => Ok(()),
     }
+}
+
+/// Bytes of an entry at most: its texts, and what FlatBuffers puts around them.
+fn encoded_len(record: &Record) -> u64 {
+    const ENTRY: usize = 256;
+    const PAX_RECORD: usize = 40;
+    let names = record.name.len() + record.link.len() + record.uname.len() + record.gname.len();
+    let pax = record.pax.iter().map(|(key, value)| key.len() + value.len() + PAX_RECORD);
+    (ENTRY + names + pax.sum::<usize>()) as u64
 }

@@ -1,7 +1,8 @@
 //! zTOC: the table of contents of a layer's tar and the restart points of its compression, in the
 //! FlatBuffers form that SOCI tools exchange.
 //!
-//! Decoding copies at most [`COPIES_MAX`] times the input's length, however its offsets overlap.
+//! Decoded records take at most [`COPIES_MAX`] times the input's length, and so do decoded digests,
+//! however the input's offsets overlap.
 
 mod build;
 mod decode;

@@ -38,6 +38,7 @@ const CHECKPOINT_LEN: usize = CHECKPOINT_HEAD_LEN + WINDOW_LEN;
 /// Where version 1 takes checkpoint 0 to be: behind a gzip header without optional fields.
 const V1_FIRST_INPUT: u64 = 10;
 const TAR_VERSION: i32 = 2;
+const TAR_CUT_LEN: usize = 48;
 const ZSTD_HEAD_LEN: usize = 8;
 const ZSTD_VERSION: u32 = 1;
 const FRAME_LEN: usize = 16;
@@ -88,12 +89,22 @@ pub enum Restarts {
 }
 
 impl Restarts {
+    /// Bytes of the encoded form.
+    pub(super) fn encoded_len(&self) -> u64 {
+        let (head, count, len) = match self {
+            Self::Gzip { checkpoints, .. } => (GZIP_HEAD_LEN, checkpoints.len(), CHECKPOINT_LEN),
+            Self::Uncompressed { .. } => (TAR_CUT_LEN, 0, 0),
+            Self::Zstd { frames } => (ZSTD_HEAD_LEN, frames.len(), FRAME_LEN),
+        };
+        (head as u64).saturating_add((count as u64).saturating_mul(len as u64))
+    }
+
     /// The encoded form; `compressed_size` is the blob's.
     pub(super) fn encode(&self, compressed_size: u64) -> Vec<u8> {
         match self {
             Self::Gzip { span_size, checkpoints } => encode_gzip(*span_size, checkpoints),
             Self::Uncompressed { span_size } => {
-                let mut builder = Builder::with_capacity(64);
+                let mut builder = Builder::with_capacity(TAR_CUT_LEN);
                 let mut table = builder.table(3);
                 table.i32(0, TAR_VERSION);
                 table.i64(1, *span_size as i64);
@@ -208,13 +219,14 @@ pub struct TarCut {
 impl TarCut {
     /// Read and check.
     pub fn new(encoded: &[u8]) -> Result<Self, &'static str> {
-        let table = Buffer::root(encoded).map_err(|_| "tar zinfo is not a table")?;
-        let field = |id| table.i64(id).map_err(|_| "tar zinfo is not a table");
-        let field = |id| Ok(u64::try_from(field(id)?).ok());
-        match (field(1)?, field(2)?) {
-            (None | Some(0), _) => Err("span size of an uncompressed layer is not above 0"),
-            (_, None) => Err("size of an uncompressed layer is negative"),
-            (Some(span_size), Some(size)) => Ok(Self { span_size, size }),
+        const ODD: &str = "tar zinfo is not a table";
+        let table = Buffer::root(encoded).map_err(|_| ODD)?;
+        let span_size = table.i64(1).map_err(|_| ODD)?;
+        let size = table.i64(2).map_err(|_| ODD)?;
+        match (u64::try_from(span_size), u64::try_from(size)) {
+            (Err(_) | Ok(0), _) => Err("span size of an uncompressed layer is not above 0"),
+            (_, Err(_)) => Err("size of an uncompressed layer is negative"),
+            (Ok(span_size), Ok(size)) => Ok(Self { span_size, size }),
         }
     }
 }
