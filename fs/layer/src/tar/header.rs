@@ -37,8 +37,8 @@ impl<'a> Header<'a> {
     pub(super) fn new(block: &'a Block, at: UncompressedOffset) -> Result<Self, TarError> {
         let claimed = octal(&block[148..156]);
         let blank = i64::from(b' ') * 8;
-        let sum = |bytes: &[u8]| bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>();
-        let unsigned = i64::from(sum(block)) - i64::from(sum(&block[148..156])) + blank;
+        let sum_field = block[148..156].iter().map(|&byte| i64::from(byte)).sum::<i64>();
+        let unsigned = byte_sum(block) - sum_field + blank;
         if claimed == Some(unsigned) {
             return Ok(Self { block, at });
         }
@@ -128,6 +128,18 @@ impl<'a> Header<'a> {
     fn invalid(&self, field: &'static str) -> TarError {
         TarError::Field { at: self.at, field }
     }
+}
+
+/// Sum of a block's bytes, the largest cost of reading a header: eight bytes at a time, in lanes of
+/// 16 bits that take 64 times two bytes.
+fn byte_sum(block: &Block) -> i64 {
+    const LANES: u64 = 0x00ff_00ff_00ff_00ff;
+    let (words, _) = block.as_chunks::<8>();
+    let lanes = words.iter().fold(0, |lanes, &word| {
+        let word = u64::from_le_bytes(word);
+        lanes + (word & LANES) + (word >> 8 & LANES)
+    });
+    [0, 16, 32, 48].iter().map(|lane| (lanes >> lane & 0xffff) as i64).sum()
 }
 
 /// Bytes before the first NUL.
