@@ -4,9 +4,30 @@
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used))]
 
+mod admission;
 pub mod build;
+mod cache;
 mod content;
+mod crc;
+mod error;
+mod gather;
 pub mod inflate;
+mod journal;
+mod layer;
+mod layer_file;
+mod life;
+mod memory;
+mod prefetch;
+mod recover;
 mod sys;
+#[cfg(test)]
+mod testing;
+mod verify;
+mod windows;
+mod works;
 
+pub use cache::{Cache, CacheOptions, CacheStatus, Collected};
 pub use content::{Content, ReadError, ReadReply};
+pub use error::CacheError;
+pub use layer::{Layer, LayerSpec, LayerStatus, Role, Verification};
+pub use prefetch::{Background, Image, ImageSpec, ImageStatus, Trace, TraceError};

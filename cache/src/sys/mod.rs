@@ -8,4 +8,4 @@ mod stream;
 mod whole;
 
 pub(crate) use stream::{Format, Inflater, Stop};
-pub(crate) use whole::{WholeError, WholeStream, crc32};
+pub(crate) use whole::{WholeError, WholeStream, crc32, crc32_append};

@@ -65,6 +65,12 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     unsafe { ffi::libdeflate_crc32(0, bytes.as_ptr().cast(), bytes.len()) }
 }
 
+/// CRC-32 of what `sum` is the sum of (0: of nothing), continued by `bytes`.
+pub(crate) fn crc32_append(sum: u32, bytes: &[u8]) -> u32 {
+    // SAFETY: the range is that of a live slice and is only read.
+    unsafe { ffi::libdeflate_crc32(sum, bytes.as_ptr().cast(), bytes.len()) }
+}
+
 impl Drop for WholeStream {
     fn drop(&mut self) {
         // SAFETY: allocated in `new`, freed only here, not reachable afterwards.

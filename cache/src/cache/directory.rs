@@ -1,0 +1,130 @@
+//! Where everything stands below the cache's root.
+//!
+//! ```text
+//! ROOT/version                          "spanfs cache 1"
+//! ROOT/layers/ALGORITHM/HEX/            one layer, by the digest of its blob
+//!     use, fill                         locks, see `claim`
+//!     layer                             the layer file (sparse)
+//!     journal                           the span journal, see `journal`
+//!     ztoc                              the zTOC; windows are read from here
+//!     tail                              bytes of the blob behind the archive, if any
+//!     index                             EROFS metadata over the layer file
+//!     condemned                         JSON: the zTOC's digest, why it is not served any more
+//! ROOT/private/PID-NUMBER/              the same for a process that came second; removed at its end
+//! ROOT/traces/ALGORITHM/HEX.jsonl       spans that starts of an image touched, by its config digest
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use spanfs_layer::Digest;
+
+use super::claim::{self, Claim, make_directory};
+use crate::CacheError;
+
+/// First line of the version file. Changing it makes older caches unreadable.
+const VERSION: &str = "spanfs cache 1";
+
+/// The root of a cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory {
+    root: PathBuf,
+}
+
+/// A layer that stands in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) digest: Digest,
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) last_used: SystemTime,
+}
+
+impl Directory {
+    /// Open or make the cache at `root`.
+    pub(crate) fn open(root: &Path) -> Result<Self, CacheError> {
+        make_directory(root).map_err(CacheError::storage("making the cache directory", root))?;
+        let path = root.join("version");
+        let found = read_version(&path).map_err(CacheError::storage("reading", &path))?;
+        match found {
+            None => fs::write(&path, format!("{VERSION}\n"))
+                .map_err(CacheError::storage("writing", &path))?,
+            Some(found) if found.trim_end() == VERSION => {}
+            Some(found) => {
+                let found = found.lines().next().unwrap_or_default().to_owned();
+                return Err(CacheError::OtherFormat { path, found, expected: VERSION });
+            }
+        }
+        Ok(Self { root: root.to_path_buf() })
+    }
+
+    /// Directory of a layer.
+    pub(crate) fn layer(&self, digest: &Digest) -> PathBuf {
+        let layers = self.root.join("layers").join(digest.algorithm().name());
+        layers.join(digest.hex().to_string())
+    }
+
+    /// File with the trace of an image.
+    pub(crate) fn trace(&self, config: &Digest) -> PathBuf {
+        let traces = self.root.join("traces").join(config.algorithm().name());
+        traces.join(format!("{}.jsonl", config.hex()))
+    }
+
+    /// A new directory that is ours alone.
+    pub(crate) fn private(&self) -> io::Result<Claim> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Claim::open(&self.root.join("private").join(format!("{}-{number}", std::process::id())))
+    }
+
+    /// Remove private directories whose process is gone.
+    pub(crate) fn sweep_private(&self) {
+        for path in paths(&self.root.join("private")) {
+            if let Err(error) = claim::try_remove(&path) {
+                tracing::warn!(path = %path.display(), %error, "left-over private copy stays");
+            }
+        }
+    }
+
+    /// All layers, in no particular order.
+    pub(crate) fn layers(&self) -> Vec<Entry> {
+        let algorithms = paths(&self.root.join("layers"));
+        algorithms.iter().flat_map(|algorithm| paths(algorithm)).filter_map(entry).collect()
+    }
+}
+
+/// At most this much of a version file is read: it may be anything.
+const VERSION_LEN_MAX: u64 = 256;
+
+fn read_version(path: &Path) -> io::Result<Option<String>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(VERSION_LEN_MAX).read_to_end(&mut bytes)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn paths(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+fn entry(path: PathBuf) -> Option<Entry> {
+    let algorithm = path.parent()?.file_name()?.to_str()?;
+    let digest = format!("{algorithm}:{}", path.file_name()?.to_str()?).parse().ok()?;
+    let last_used = claim::last_used(&path).unwrap_or(SystemTime::UNIX_EPOCH);
+    Some(Entry { digest, bytes: allocated_bytes(&path), path, last_used })
+}
+
+/// Bytes on disk of the files of one directory.
+pub(crate) fn allocated_bytes(directory: &Path) -> u64 {
+    let blocks = |path: &PathBuf| fs::symlink_metadata(path).map_or(0, |it| it.blocks());
+    paths(directory).iter().map(|path| blocks(path) * 512).sum()
+}

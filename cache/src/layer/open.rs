@@ -1,0 +1,294 @@
+//! Opening a layer: whose files they are, and what an earlier run left in them.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+use spanfs_fetch::Blob;
+use spanfs_layer::{Digest, SpanTable};
+
+use crate::CacheError;
+use crate::cache::claim::{Claim, FillLock};
+use crate::cache::directory::Directory;
+use crate::journal::{Header, Journal, SPAN_COUNT_MAX};
+use crate::layer_file::{Kept, LayerFile, Stamp, file_len};
+use crate::life::{Event, Lives};
+use crate::recover::{Found, Recovered, recover};
+use crate::windows::Windows;
+use crate::works::Works;
+
+use super::status::Counters;
+use super::{Layer, Role, Shards, Verification, Writer};
+
+/// Names of a layer's files in its directory.
+pub(super) const LAYER: &str = "layer";
+pub(super) const JOURNAL: &str = "journal";
+pub(super) const ZTOC: &str = "ztoc";
+pub(super) const TAIL: &str = "tail";
+pub(super) const INDEX: &str = "index";
+/// Why the layer is not served any more.
+const CONDEMNED: &str = "condemned";
+
+/// Which layer to open.
+#[derive(Clone)]
+pub struct LayerSpec {
+    /// Digest of the uncompressed tar as the image config promises it. Without it the layer can't be
+    /// verified as a whole.
+    pub diff_id: Option<Digest>,
+    /// Where the compressed bytes come from; gives the layer digest and size.
+    pub blob: Arc<dyn Blob>,
+    /// Digest of the zTOC, as the SOCI index promises it or as it was built.
+    pub ztoc_digest: Digest,
+    /// The encoded zTOC, which the caller has checked against that digest.
+    pub ztoc: Arc<[u8]>,
+}
+
+/// Open a layer with the files in `directory`, or with private ones if another process fills those.
+pub(crate) fn open(
+    works: &Arc<Works>,
+    directory: &Directory,
+    spec: LayerSpec,
+) -> Result<Arc<Layer>, CacheError> {
+    let digest = *spec.blob.digest();
+    let table = span_table(&spec)?;
+    let span_count = table.spans().len();
+    let len = file_len(table.uncompressed_len());
+    let header = Header::new(&digest, &spec.ztoc_digest, span_count as u32, len);
+    let path = directory.layer(&digest);
+    let storage = |doing| CacheError::storage(doing, &path);
+    let claim = Claim::open(&path).map_err(storage("opening the layer's directory"))?;
+    check_condemned(&claim, &digest, &spec.ztoc_digest)?;
+    let files = open_files(directory, claim, &header)?;
+    let ztoc = keep_ztoc(&files, &spec.ztoc).map_err(storage("keeping the zTOC of the layer"))?;
+    let windows = Windows::new(ztoc, &spec.ztoc, &table).ok_or_else(|| CacheError::BadZtoc {
+        layer: digest,
+        reason: "a checkpoint's window lies outside of it".into(),
+    })?;
+    Ok(assemble(works, spec, table, files, windows))
+}
+
+fn span_table(spec: &LayerSpec) -> Result<SpanTable, CacheError> {
+    let bad = |reason| CacheError::BadZtoc { layer: *spec.blob.digest(), reason };
+    let table = SpanTable::from_ztoc(&spec.ztoc).map_err(|error| bad(error.to_string()))?;
+    let (found, expected) = (table.compressed_len(), spec.blob.size());
+    if found != expected {
+        return Err(bad(format!("it is for a blob of {found} bytes, the layer has {expected}")));
+    }
+    let count = table.spans().len();
+    if count > SPAN_COUNT_MAX {
+        return Err(bad(format!("{count} spans, at most {SPAN_COUNT_MAX} are served")));
+    }
+    Ok(table)
+}
+
+/// A layer's files, opened in the role that the other processes leave to us.
+struct Files {
+    claim: Claim,
+    role: Role,
+    fill: Option<FillLock>,
+    file: LayerFile,
+    journal: Option<Journal>,
+    recovered: Recovered,
+}
+
+fn open_files(directory: &Directory, claim: Claim, header: &Header) -> Result<Files, CacheError> {
+    let path = claim.path().to_path_buf();
+    let storage = |doing| CacheError::storage(doing, &path);
+    if let Some(fill) = take_over(&claim).map_err(storage("locking the layer"))? {
+        return open_owned(claim, fill, header, Role::Owner)
+            .map_err(storage("opening the files of the layer"));
+    }
+    if let Some(files) = open_complete(&claim, header).map_err(storage("reading the layer"))? {
+        let (file, recovered) = files;
+        let role = Role::Reader;
+        return Ok(Files { claim, role, fill: None, file, journal: None, recovered });
+    }
+    tracing::info!(path = %path.display(), "another process fills the layer: using a private copy");
+    let claim = directory.private().map_err(storage("making a private copy beside"))?;
+    let fill = claim.try_fill().map_err(storage("locking a private copy beside"))?;
+    let Some(fill) = fill else { unreachable!("a private directory is ours alone") };
+    open_owned(claim, fill, header, Role::Private).map_err(storage("opening a private copy beside"))
+}
+
+/// Become the one who fills. Who has just closed the layer may not have let go of it yet.
+fn take_over(claim: &Claim) -> io::Result<Option<FillLock>> {
+    for _ in 0..TAKE_OVER_TRIES {
+        if let Some(fill) = claim.try_fill()? {
+            return Ok(Some(fill));
+        }
+        std::thread::sleep(TAKE_OVER_DELAY);
+    }
+    claim.try_fill()
+}
+
+/// Together 50 ms: what closing takes on a busy machine, and what the second of two processes can
+/// lose before its first read.
+const TAKE_OVER_TRIES: u32 = 10;
+const TAKE_OVER_DELAY: Duration = Duration::from_millis(5);
+
+fn open_owned(claim: Claim, fill: FillLock, header: &Header, role: Role) -> io::Result<Files> {
+    let (file, kept) = LayerFile::open(&claim.file(LAYER), header.file_len)?;
+    if kept == Kept::No {
+        remove_if_there(&claim.file(JOURNAL))?;
+    }
+    let (journal, records) = Journal::open(&claim.file(JOURNAL), header)?;
+    if records.is_empty() && kept == Kept::Yes {
+        // Nobody vouches for these bytes; they would only take space.
+        file.clear()?;
+        remove_if_there(&claim.file(TAIL))?;
+    }
+    let recovered = recover(&records, header.span_count as usize, &found(&claim)?);
+    // What is complete needs nobody to fill it.
+    let fill = (!recovered.sealed).then_some(fill);
+    Ok(Files { claim, role, fill, file, journal: Some(journal), recovered })
+}
+
+/// The files of another process, if it has finished them.
+fn open_complete(claim: &Claim, header: &Header) -> io::Result<Option<(LayerFile, Recovered)>> {
+    let records = Journal::peek(&claim.file(JOURNAL), header)?;
+    let recovered = recover(&records, header.span_count as usize, &found(claim)?);
+    if !recovered.sealed {
+        return Ok(None);
+    }
+    let file = LayerFile::open_complete(&claim.file(LAYER), header.file_len)?;
+    Ok(Some((file, recovered)))
+}
+
+fn found(claim: &Claim) -> io::Result<Found> {
+    let stamp = |name| match Stamp::at(&claim.file(name)) {
+        Ok(stamp) => Ok(Some(stamp)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    Ok(Found { layer: stamp(LAYER)?, ztoc: stamp(ZTOC)?, index: stamp(INDEX)? })
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The zTOC beside the layer file, written anew unless the same bytes stand there.
+fn keep_ztoc(files: &Files, bytes: &[u8]) -> io::Result<File> {
+    let path = files.claim.file(ZTOC);
+    let same = || std::fs::read(&path).is_ok_and(|kept| kept == bytes);
+    if files.recovered.ztoc_kept || same() {
+        return File::open(&path);
+    }
+    replace(&path, bytes)
+}
+
+/// Write a file so that whoever opens it sees all of it or what was there before.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let fresh = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(true).open(&fresh)?;
+    let renamed = file.write_all(bytes).and_then(|()| std::fs::rename(&fresh, path));
+    if renamed.is_err() {
+        drop(std::fs::remove_file(&fresh));
+    }
+    renamed.map(|()| file)
+}
+
+fn assemble(
+    works: &Arc<Works>,
+    spec: LayerSpec,
+    table: SpanTable,
+    files: Files,
+    windows: Windows,
+) -> Arc<Layer> {
+    let Files { claim, role, fill, file, journal, recovered } = files;
+    let count = table.spans().len();
+    let lives = Lives::new(count);
+    let events: &[_] = match recovered.sealed {
+        true => &[Event::Claim, Event::Ask, Event::Believe],
+        false => &[Event::Claim],
+    };
+    for span in (0..count).filter(|it| recovered.claims.get(*it).is_some_and(Option::is_some)) {
+        for event in events {
+            lives.advance(span, *event);
+        }
+    }
+    let verification = match (recovered.sealed, spec.diff_id) {
+        (true, _) => Verification::Verified,
+        (false, Some(_)) => Verification::Pending,
+        (false, None) => Verification::Unverifiable,
+    };
+    let id = works.new_id();
+    let layer = Arc::new_cyclic(|me| Layer {
+        me: me.clone(),
+        id,
+        digest: *spec.blob.digest(),
+        diff_id: spec.diff_id,
+        ztoc_digest: spec.ztoc_digest,
+        blob: spec.blob,
+        table,
+        works: works.clone(),
+        claim,
+        role,
+        file,
+        windows,
+        lives,
+        claims: recovered.claims.into(),
+        touched: (0..count).map(|_| AtomicBool::new(false)).collect(),
+        observers: RwLock::default(),
+        shards: Shards::default(),
+        writer: Mutex::new(Writer { journal, fill, disk_retry_at: None }),
+        verification: RwLock::new(verification),
+        verifying: AtomicBool::new(false),
+        complete: AtomicBool::new(recovered.sealed),
+        fault: OnceLock::new(),
+        counters: Counters::default(),
+    });
+    works.enter(id, &layer);
+    layer.check_left();
+    layer
+}
+
+/// What stays of a layer that was found out.
+#[derive(Serialize, Deserialize)]
+struct Condemned {
+    ztoc: Digest,
+    reason: String,
+}
+
+/// Remove a condemned layer's files and leave the reason.
+pub(super) fn leave_reason(claim: &Claim, ztoc: &Digest, reason: &str) {
+    let condemned = Condemned { ztoc: *ztoc, reason: reason.to_owned() };
+    let text = serde_json::to_vec_pretty(&condemned).unwrap_or_default();
+    let left = replace(&claim.file(CONDEMNED), &text).map(drop);
+    let removed = [LAYER, JOURNAL, ZTOC, TAIL, INDEX]
+        .into_iter()
+        .map(|name| remove_if_there(&claim.file(name)))
+        .fold(left, Result::and);
+    if let Err(error) = removed {
+        tracing::warn!(path = %claim.path().display(), %error, "files of a condemned layer stay");
+    }
+}
+
+/// Refuse a layer that was found out with this zTOC; another zTOC is another chance.
+fn check_condemned(claim: &Claim, layer: &Digest, ztoc: &Digest) -> Result<(), CacheError> {
+    let Some(condemned) = condemned(claim.path()) else { return Ok(()) };
+    if condemned.ztoc == *ztoc {
+        return Err(CacheError::Condemned { layer: *layer, reason: condemned.reason });
+    }
+    let path = claim.file(CONDEMNED);
+    remove_if_there(&path).map_err(CacheError::storage("forgetting an earlier verdict", &path))
+}
+
+fn condemned(directory: &Path) -> Option<Condemned> {
+    // Unreadable or torn: then the layer is tried again, and found out again.
+    serde_json::from_slice(&std::fs::read(directory.join(CONDEMNED)).ok()?).ok()
+}
+
+/// Why the layer in `directory` is not served any more.
+pub(crate) fn condemned_reason(directory: &Path) -> Option<String> {
+    condemned(directory).map(|condemned| condemned.reason)
+}

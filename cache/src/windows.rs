@@ -1,0 +1,55 @@
+//! The 32 KiB windows of a layer's checkpoints, read from the zTOC kept on disk when needed.
+//!
+//! At 32 KiB a span they would be most of our memory. Their sums stay, so that a disk that changed
+//! them can't make us inflate a span wrongly.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use spanfs_layer::ztoc::WINDOW_LEN;
+use spanfs_layer::{Restart, SpanTable};
+
+use crate::crc::crc32;
+
+/// Windows of all spans of a layer.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    ztoc: File,
+    /// CRC-32 of each span's window; 0 where it has none.
+    sums: Box<[u32]>,
+}
+
+impl Windows {
+    /// Windows of `table`'s spans in `ztoc`, whose checked content is `bytes`; `None` if a window
+    /// lies outside of it.
+    pub(crate) fn new(ztoc: File, bytes: &[u8], table: &SpanTable) -> Option<Self> {
+        let sum = |restart| match restart {
+            Restart::Deflate { window_at, .. } => window(bytes, window_at).map(crc32),
+            Restart::Stored | Restart::ZstdFrame => Some(0),
+        };
+        let sums = table.spans().iter().map(|span| sum(span.restart)).collect::<Option<_>>()?;
+        Some(Self { ztoc, sums })
+    }
+
+    /// The window of span `number`, or `None` where its restart needs none.
+    pub(crate) fn read(&self, number: usize, restart: Restart) -> io::Result<Option<Window>> {
+        let Restart::Deflate { window_at, .. } = restart else { return Ok(None) };
+        let mut window = Box::new([0; WINDOW_LEN]);
+        self.ztoc.read_exact_at(window.as_mut_slice(), window_at)?;
+        let (found, expected) = (crc32(window.as_slice()), self.sums.get(number).copied());
+        if Some(found) != expected {
+            let message = format!("window of span {number} in the kept zTOC has changed on disk");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(Some(window))
+    }
+}
+
+/// One window.
+pub(crate) type Window = Box<[u8; WINDOW_LEN]>;
+
+fn window(ztoc: &[u8], at: u64) -> Option<&[u8]> {
+    let at = usize::try_from(at).ok()?;
+    ztoc.get(at..at.checked_add(WINDOW_LEN)?)
+}
