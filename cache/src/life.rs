@@ -136,11 +136,6 @@ impl Lives {
         }
         to
     }
-
-    /// First span at or behind `first` that is neither readable nor on its way.
-    pub(crate) fn absent_from(&self, first: usize) -> Option<usize> {
-        (first..self.count()).find(|span| matches!(self.of(*span), Life::Absent | Life::Claimed))
-    }
 }
 
 #[cfg(test)]
@@ -190,9 +185,6 @@ mod tests {
         for event in [Event::Ask, Event::Match, Event::KeepInFile] {
             lives.advance(1, event);
         }
-        assert_eq!(
-            (lives.in_file(), lives.absent_from(0), lives.absent_from(1)),
-            (1, Some(0), Some(2))
-        );
+        assert_eq!(lives.in_file(), 1);
     }
 }
