@@ -87,10 +87,9 @@ pub(crate) fn last_used(path: &Path) -> Option<SystemTime> {
 pub(crate) fn try_remove(path: &Path) -> io::Result<bool> {
     let file = match OpenOptions::new().read(true).write(true).open(path.join(USE)) {
         Ok(file) => file,
-        // Half made or half removed: whoever makes it now locks a file that is no longer linked
-        // and starts again.
+        // Not made yet, or all but removed: whoever makes it now must keep it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return remove_directory(path).map(|()| true);
+            return remove_empty(path).map(|()| true);
         }
         Err(error) => return Err(error),
     };
@@ -101,9 +100,24 @@ pub(crate) fn try_remove(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-fn remove_directory(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+/// Remove a directory that is locked by us alone. The lock file goes last, so that at no time files
+/// stand there without it.
+pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name() != USE {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    std::fs::remove_file(path.join(USE))?;
+    remove_empty(path)
+}
+
+/// Somebody may have begun to make it again: then it stays, and is theirs.
+fn remove_empty(path: &Path) -> io::Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    match std::fs::remove_dir(path) {
+        Err(error) if !matches!(error.kind(), NotFound | DirectoryNotEmpty) => Err(error),
         _ => Ok(()),
     }
 }
@@ -184,8 +198,7 @@ mod tests {
                 });
             }
             for _ in 0..200 {
-                // Losing the race against a maker leaves a directory not empty: an error, no harm.
-                let _ = try_remove(&path);
+                try_remove(&path).unwrap();
                 std::thread::yield_now();
             }
         });

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use spanfs_fetch::{Blob, Priority};
 use spanfs_layer::{Digest, SpanTable, UncompressedOffset};
 
-use crate::cache::claim::{Claim, FillLock};
+use crate::cache::claim::{self, Claim, FillLock};
 use crate::gather::Gather;
 use crate::journal::Journal;
 use crate::layer_file::LayerFile;
@@ -276,7 +276,7 @@ impl Drop for Layer {
             .filter(|span| self.lives.of(*span) == Life::InMemory)
             .for_each(|span| self.works.memory.remove((self.id, span as u32)));
         if self.role == Role::Private
-            && let Err(error) = std::fs::remove_dir_all(self.claim.path())
+            && let Err(error) = claim::remove_directory(self.claim.path())
         {
             tracing::warn!(layer = %self.digest, %error, "private copy of a layer stays behind");
         }

@@ -64,7 +64,7 @@ impl Layer {
             Err(error) => self.note_disk_error(format!("verifying the layer file: {error}")),
         }
         self.verifying.store(false, Ordering::Release);
-        if *self.verification.read() == Verification::Pending && again {
+        if again && !self.complete.load(Ordering::Acquire) && self.fault.get().is_none() {
             // Spans may have come while we had an eye on others.
             self.check_complete();
         }
