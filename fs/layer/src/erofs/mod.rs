@@ -23,12 +23,14 @@ mod dirent;
 mod error;
 mod image;
 mod inode;
+mod reader;
 mod superblock;
 mod writer;
 mod xattr;
 
 pub use content::DataCopy;
 pub use error::ErofsError;
+pub use reader::{DeviceSlot, Dirent, Inode, ReadError, Reader, Xattr};
 pub use writer::{Device, Index, write};
 
 /// Bytes of a block: those of a tar's, so that a file's data begins at one.
@@ -38,3 +40,6 @@ const BLOCK_BITS: u32 = 9;
 const SLOT: u64 = 32;
 /// "No block" and "hole".
 const NO_BLOCK: u32 = u32::MAX;
+
+#[cfg(test)]
+mod tests;
