@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use spanfs_mount::filesystem::Open;
 use spanfs_mount::overlay::OverlayOptions;
+use spanfs_mount::policy::{self, Front};
+use spanfs_mount::probe::Facts;
 use spanfs_mount::transport::fuse3::Privilege;
 use spanfs_mount::{Busy, Ended, Mounter, MounterOptions, Parts, recover};
 
 use crate::conformance::{PATIENCE, ROADS, Road, mounter};
 use crate::content::Fate;
-use crate::layers::rich;
+use crate::layers::{Maker, rich};
 use crate::scratch::{Scratch, may_mount};
+use crate::snapshot;
 
 #[test]
 fn a_forced_unmount_frees_readers_that_wait() {
@@ -43,6 +46,29 @@ fn a_forced_unmount_frees_readers_that_wait() {
         assert!(start.elapsed() < PATIENCE);
         assert_eq!(scratch.mounts(), Vec::<PathBuf>::new());
         content.release(); // Replies that come after the end must do no harm.
+    }
+}
+
+#[test]
+fn a_server_that_ends_frees_readers_that_wait() {
+    if !may_mount("ended_server") {
+        return;
+    }
+    for privilege in [Privilege::Root, Privilege::User] {
+        let scratch = Scratch::new();
+        let mounter = mounter(&scratch, Road::Inode(privilege));
+        let at = scratch.directory("at");
+        let (layer, content) = rich().layer(&scratch.directory("layer"), Some(Fate::Hold));
+        let layers = vec![(layer.name, layer.content)];
+        let mount = mounter.inodes(Arc::new(rich().tree()), layers, &at, privilege).unwrap();
+        let (path, second) = (at.join("big"), at.join("bin/su"));
+        let reader = std::thread::spawn(move || std::fs::read(path).map(drop).unwrap_err());
+        content.wait_for_fill();
+        drop(mounter);
+        assert!(reader.join().unwrap().raw_os_error().is_some());
+        assert!(std::fs::read(second).is_err(), "nobody answers any more");
+        drop(mount);
+        assert_eq!(scratch.mounts(), Vec::<PathBuf>::new());
     }
 }
 
@@ -149,4 +175,55 @@ fn child_that_serves_until_killed() {
     };
     writeln!(std::io::stdout(), "child is ready").unwrap();
     std::thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn in_a_user_namespace_inodes_are_shown_without_help() {
+    if !may_mount("user_namespace") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let at = scratch.directory("at");
+    let child = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "life::child_in_a_user_namespace", "--nocapture"])
+        .env(CHILD, scratch.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout).into_owned();
+    assert!(child.status.success() && said.contains("all is the same"), "{said} {child:?}");
+    assert_eq!(std::fs::read_dir(at).unwrap().count(), 0, "it was mounted outside too");
+}
+
+/// Not a test by itself: runs in a namespace of its own, see above.
+#[test]
+fn child_in_a_user_namespace() {
+    let Some(path) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+    let facts = Facts::gather(&path);
+    let choice = policy::choose(&facts, None).unwrap();
+    assert_eq!((choice.front, choice.privilege), (Front::Inode, Privilege::Root), "{facts:?}");
+    let mounter = Mounter::new(MounterOptions::new(path.join("state"))).unwrap();
+    let maker = stack_for_user();
+    let (layer, _content) = maker.layer(&path.join("layer"), Some(Fate::Late));
+    let layers = vec![(layer.name, layer.content)];
+    let at = path.join("at");
+    let tree = Arc::new(maker.tree());
+    let mount = mounter.inodes(tree, layers, &at, choice.privilege).unwrap();
+    snapshot::assert_same(&snapshot::of(&at), &maker.model, "in a user namespace");
+    assert_eq!(mount.unmount(PATIENCE, Busy::Leave).unwrap(), Ended::Gone);
+    writeln!(std::io::stdout(), "all is the same").unwrap();
+}
+
+/// Only owners that the namespace maps can be compared.
+fn stack_for_user() -> Maker {
+    let mut maker = Maker::default();
+    maker.directory("bin", 0o755).file("bin/tool", 0o755, vec![1; 100_000]);
+    for record in &mut maker.records {
+        (record.uid, record.gid) = (0, 0);
+    }
+    for seen in maker.model.values_mut() {
+        seen.owner = (0, 0);
+    }
+    maker
 }

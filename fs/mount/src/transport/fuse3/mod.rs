@@ -8,10 +8,10 @@ mod adaptor;
 mod buffers;
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -106,6 +106,7 @@ pub struct Server {
     runtime: Option<Runtime>,
     buffers: Arc<Buffers>,
     mounts: Arc<AtomicUsize>,
+    ends: Mutex<Vec<Weak<End>>>,
     options: ServerOptions,
 }
 
@@ -119,7 +120,8 @@ impl Server {
             .enable_all()
             .build()?;
         let buffers = Buffers::new(options.buffers);
-        Ok(Self { runtime: Some(runtime), buffers, mounts: Arc::default(), options })
+        let (mounts, ends) = Default::default();
+        Ok(Self { runtime: Some(runtime), buffers, mounts, ends, options })
     }
 
     /// Mount `filesystem` at `mount_point`, an empty directory, and answer until it is unmounted.
@@ -162,6 +164,7 @@ impl Server {
             .map_err(|error| failed("find it in /proc/self/mountinfo", error))?;
         let connection = Connection(entry.device.1);
         *end.connection.lock() = Some(connection);
+        self.remember(&end);
         let session =
             Session { mount_point: path.clone(), privilege: options.privilege, connection, end };
         // The sender is dropped at the greeting, or with its session: `is_over` tells which.
@@ -177,6 +180,12 @@ impl Server {
             tracing::warn!("read-ahead of {} stays as it is: {error}", path.display());
         }
         Ok(session)
+    }
+
+    fn remember(&self, end: &Arc<End>) {
+        let mut ends = self.ends.lock();
+        ends.retain(|end| end.strong_count() > 0);
+        ends.push(Arc::downgrade(end));
     }
 
     #[expect(clippy::unwrap_used, reason = "drop alone takes the runtime")]
@@ -196,8 +205,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A thread may sit in read(2) on the device: without an abort it would take one more
+        // request from the kernel, and nobody would answer.
+        for end in self.ends.get_mut().iter().filter_map(Weak::upgrade) {
+            end.abort();
+        }
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background(); // A thread in read(2) returns when its mount is gone.
+            runtime.shutdown_background();
         }
     }
 }
@@ -219,6 +233,19 @@ struct End {
     connection: Mutex<Option<Connection>>,
 }
 
+impl End {
+    fn abort(&self) {
+        if *self.over.lock() {
+            return;
+        }
+        if let Some(connection) = *self.connection.lock()
+            && let Err(error) = connection.abort()
+        {
+            tracing::error!("FUSE connection {} can't be aborted: {error}", connection.0);
+        }
+    }
+}
+
 async fn run(
     adaptor: Adaptor,
     mount_point: PathBuf,
@@ -230,6 +257,7 @@ async fn run(
     raw_options
         .fs_name(options.source)
         .read_only(true)
+        .nonempty(true)
         .allow_other(options.allow_other)
         .default_permissions(true)
         .no_open_support(true)
@@ -245,15 +273,17 @@ async fn run(
             let _gone = mounted.send(Err(error)); // The mounter's deadline may have passed.
         }
         Ok(handle) => {
-            let _gone = mounted.send(Ok(()));
-            if let Err(error) = handle.await {
-                tracing::error!("FUSE session of {} broke: {error}", mount_point.display());
-                // Its reader may still sit on the device: requests would wait for nobody.
-                if let Some(connection) = *end.connection.lock()
-                    && let Err(error) = connection.abort()
-                {
-                    tracing::error!("its connection can't be aborted: {error}");
+            if mounted.send(Ok(())).is_err() {
+                tracing::warn!("{} was mounted too late", mount_point.display());
+                if let Err(error) = crate::unmount::detach(&mount_point, options.privilege) {
+                    tracing::error!("{} stays mounted: {error}", mount_point.display());
                 }
+            }
+            // Its drop would unmount by path, whatever is mounted there by then.
+            let mut handle = ManuallyDrop::new(handle);
+            if let Err(error) = (&mut *handle).await {
+                tracing::error!("FUSE session of {} broke: {error}", mount_point.display());
+                end.abort(); // Its reader may still sit on the device, see `Server::drop`.
             }
         }
     }
