@@ -14,6 +14,7 @@ pub mod overlay;
 pub mod policy;
 pub mod probe;
 pub mod record;
+pub mod start_set;
 pub mod transport;
 pub mod unmount;
 
