@@ -102,6 +102,7 @@ impl Drop for InflatedSpan {
 pub struct Decoder {
     buffers: Arc<Buffers>,
     gzip: gzip::Gzip,
+    zstd: zstd::Zstd,
 }
 
 /// What a decoder has to produce, and where it put it.
@@ -145,7 +146,7 @@ impl Wanted {
 impl Decoder {
     /// Decoder whose output comes from `buffers`.
     pub fn new(buffers: Arc<Buffers>) -> Self {
-        Self { buffers, gzip: gzip::Gzip::default() }
+        Self { buffers, gzip: gzip::Gzip::default(), zstd: zstd::Zstd::default() }
     }
 
     /// Decode a span: exactly the bytes that its table promises, or an error.
@@ -175,8 +176,8 @@ impl Decoder {
             }
             Restart::ZstdFrame => {
                 let data = bytes.get(headroom..).unwrap_or_default();
-                let output = zstd::inflate(data, wanted, &self.buffers).map_err(fail)?;
-                (output, Some(self.buffers.clone()))
+                let output = self.zstd.inflate(data, wanted, &self.buffers);
+                (output.map_err(fail)?, Some(self.buffers.clone()))
             }
         };
         wanted.check(output.len).map_err(fail)?;

@@ -16,27 +16,43 @@ pub(crate) fn decoder() -> io::Result<Decoder<'static>> {
     Ok(decoder)
 }
 
-/// Decode all frames of `data`.
-pub(super) fn inflate(
-    data: &[u8],
-    wanted: Wanted,
-    buffers: &Buffers,
-) -> Result<Output, InflateFault> {
-    // One byte more than may come, so that too much is noticed.
-    let tail_len = wanted.tail_max.min(TAIL_BYTES_EXPECTED);
-    let mut buffer = buffers.take(wanted.span_len + tail_len + 1);
-    match frames(data, wanted, &mut buffer) {
-        Ok(len) => Ok(Output { buffer, skip: 0, len }),
-        Err(fault) => {
-            buffers.put(buffer);
-            Err(fault)
+/// The decoder of one thread, made when first needed.
+#[derive(Default)]
+pub(super) struct Zstd(Option<Decoder<'static>>);
+
+impl Zstd {
+    /// Decode all frames of `data`.
+    pub(super) fn inflate(
+        &mut self,
+        data: &[u8],
+        wanted: Wanted,
+        buffers: &Buffers,
+    ) -> Result<Output, InflateFault> {
+        let decoder = match &mut self.0 {
+            Some(decoder) => decoder,
+            none => none.insert(decoder().map_err(|_| InflateFault::NoMemory)?),
+        };
+        decoder.reinit().map_err(|_| InflateFault::NoMemory)?;
+        // One byte more than may come, so that too much is noticed.
+        let tail_len = wanted.tail_max.min(TAIL_BYTES_EXPECTED);
+        let mut buffer = buffers.take(wanted.span_len + tail_len + 1);
+        match frames(decoder, data, wanted, &mut buffer) {
+            Ok(len) => Ok(Output { buffer, skip: 0, len }),
+            Err(fault) => {
+                buffers.put(buffer);
+                Err(fault)
+            }
         }
     }
 }
 
-fn frames(data: &[u8], wanted: Wanted, buffer: &mut Vec<u8>) -> Result<usize, InflateFault> {
+fn frames(
+    decoder: &mut Decoder<'_>,
+    data: &[u8],
+    wanted: Wanted,
+    buffer: &mut Vec<u8>,
+) -> Result<usize, InflateFault> {
     let fail = |error: io::Error| InflateFault::Stream(error.to_string());
-    let mut decoder = decoder().map_err(|_| InflateFault::NoMemory)?;
     let mut input = InBuffer::around(data);
     let mut len = 0;
     loop {

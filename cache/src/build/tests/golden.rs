@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::*;
+use crate::inflate::VerifyFault;
 
 fn fixture(name: &str) -> Vec<u8> {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures"));
@@ -174,4 +175,34 @@ fn a_sink_that_fails_stops_the_build() {
     let mut builder = LayerBuilder::new(BuildOptions::default(), full).unwrap();
     let error = builder.feed(&blob).and_then(|()| builder.finish().map(drop)).unwrap_err();
     assert!(matches!(error, BuildError::Sink { at: UncompressedOffset(0), .. }), "{error}");
+}
+
+/// Bytes of another span, of another length, or changed, never become a verified span.
+#[test]
+fn only_the_promised_bytes_are_verified() {
+    let blob = fixture("layers/mix-gzip6.tar.gz");
+    let (built, _) = build(&blob, options(64 << 10), blob.len()).unwrap();
+    let table = SpanTable::from_ztoc(&lazy(built).encode()).unwrap();
+    let layer = Digest::of(&blob);
+    let data = |number: usize| {
+        let range = &table.spans()[number].compressed;
+        blob[range.start.0 as usize..range.end.0 as usize].to_vec()
+    };
+    let check = |number, bytes| {
+        VerifiedSpan::check(&layer, &table, number, Fetched { bytes, headroom: 0 })
+            .map(|span| span.number())
+            .map_err(|error| error.fault)
+    };
+    assert_eq!(check(1, data(1)), Ok(1));
+    let mut changed = data(1);
+    changed[100] ^= 1;
+    let expected = table.spans()[1].digest;
+    let found = Digest::of(&changed);
+    assert_eq!(check(1, changed), Err(Box::new(VerifyFault::Digest { found, expected })));
+    let len = data(1).len() as u64;
+    let short = data(1)[1..].to_vec();
+    let length = VerifyFault::Length { found: len - 1, expected: len };
+    assert_eq!(check(1, short), Err(Box::new(length)));
+    let count = table.spans().len();
+    assert_eq!(check(count, data(1)), Err(Box::new(VerifyFault::NoSpan { count })));
 }
