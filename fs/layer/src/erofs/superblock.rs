@@ -5,8 +5,8 @@
 //! | at | bytes | what | ours |
 //! |---|---|---|---|
 //! | 0 | 4 | magic | `0xE0F5E1E2` |
-//! | 4 | 4 | CRC-32C of the block with this field 0, not inverted at the end | |
-//! | 8 | 4 | compatible features | checksum, mtime, xattr filter |
+//! | 4 | 4 | CRC-32C of the block with this field 0, not inverted at the end | for our reader |
+//! | 8 | 4 | compatible features | mtime, xattr filter |
 //! | 12 | 1 | log2 of the block size | 9 |
 //! | 13 | 1 | superblock extension slots | 0 |
 //! | 14 | 2 | nid of the root | < 65536 |
@@ -33,7 +33,9 @@ pub(super) const DEVICE_SLOT: usize = 128;
 pub(super) const DEVICES_AT: usize = AT + LEN;
 pub(super) const TAG_LEN: usize = 64;
 
-const COMPAT: u32 = 1 | 2 | 4;
+/// Not the checksum's bit (1): fsck.erofs of erofs-utils 1.8 checks it in blocks of 512 bytes by
+/// reading far outside of its buffer, and crashes. The checksum is there all the same.
+const COMPAT: u32 = 2 | 4;
 pub(super) const INCOMPAT: u32 = 4 | 8;
 
 pub(super) struct Superblock {

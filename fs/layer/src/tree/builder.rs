@@ -526,7 +526,7 @@ fn attributes_of(record: &Record) -> Result<Inode, Fault> {
 }
 
 fn shown_xattrs(record: &Record, kind: NodeKind) -> Vec<(&[u8], &[u8])> {
-    record.xattrs().filter(|&(name, _)| xattr::is_shown(name, kind)).collect()
+    record.xattrs().filter(|&(name, value)| xattr::is_shown(name, value, kind)).collect()
 }
 
 fn check_target(target: &[u8]) -> Result<(), Fault> {

@@ -14,12 +14,16 @@ const VALUE_BYTES_MAX: usize = 65536;
 /// Room for offsets of 32 bits.
 const SETS_BYTES_MAX: u64 = u32::MAX as u64;
 
+/// Length of an access list that says no more than a mode: version, and three entries for owner,
+/// group and others. The kernel keeps none like it.
+const MINIMAL_LIST_LEN: usize = 4 + 3 * 8;
+
 /// Whether an attribute that the image supplies is set on a file of this kind.
 ///
 /// `trusted.*` is not the image's to give, and overlayfs would act on `*.overlay.*`. The kernel
 /// takes `user.*` only on files and directories, access lists on no symlink, default lists only on
 /// directories, and no other namespace; containerd skips what the kernel refuses so.
-pub(super) fn is_shown(name: &[u8], kind: NodeKind) -> bool {
+pub(super) fn is_shown(name: &[u8], value: &[u8], kind: NodeKind) -> bool {
     let mut parts = name.splitn(2, |&byte| byte == b'.');
     let (space, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     if rest.is_empty() || rest.starts_with(b"overlay.") {
@@ -28,7 +32,9 @@ pub(super) fn is_shown(name: &[u8], kind: NodeKind) -> bool {
     match space {
         b"user" => matches!(kind, NodeKind::Regular | NodeKind::Directory),
         b"security" => true,
-        b"system" if rest == b"posix_acl_access" => kind != NodeKind::Symlink,
+        b"system" if rest == b"posix_acl_access" => {
+            kind != NodeKind::Symlink && value.len() > MINIMAL_LIST_LEN
+        }
         b"system" if rest == b"posix_acl_default" => kind == NodeKind::Directory,
         _ => false,
     }
@@ -201,6 +207,12 @@ mod tests {
     }
 
     #[test]
+    fn access_lists_that_say_no_more_than_the_mode_are_dropped() {
+        let shown = |len| is_shown(b"system.posix_acl_access", &[0; 36][..len], NodeKind::Regular);
+        assert_eq!((shown(28), shown(36)), (false, true));
+    }
+
+    #[test]
     fn only_harmless_namespaces_are_shown() {
         for (name, kind, expected) in [
             (&b"user.a"[..], NodeKind::Regular, true),
@@ -218,7 +230,8 @@ mod tests {
             (b"user.", NodeKind::Regular, false),
             (b"odd", NodeKind::Regular, false),
         ] {
-            assert_eq!(is_shown(name, kind), expected, "{}", name.escape_ascii());
+            let value = [0; 36];
+            assert_eq!(is_shown(name, &value, kind), expected, "{}", name.escape_ascii());
         }
     }
 }
