@@ -1,6 +1,28 @@
 //! A layer as a mounted filesystem: fronts, transports, errno.
 //!
 //! Knows nothing of registries, HTTP and containerd.
+//!
+//! Three types carry the crate: [`Mounter`] makes mounts of layers ([`Layer`]) and images, by the
+//! front that [`policy::choose`] picks from [`probe::Facts`]; [`Mount`] is one of them until its
+//! end; [`filesystem::Filesystem`] is what a front is to a transport. [`start_set`] guesses what a
+//! container will read first.
+//!
+//! What holds everywhere: a hit is answered on the thread that was asked, a miss holds no thread
+//! and no buffer; nothing is served that the content does not vouch for; a mount of ours is never
+//! looked at by path from a thread that serves one; whatever a kill leaves behind, [`recover`]
+//! finds by its record.
+//!
+//! ```no_run
+//! # fn show(layers: &[spanfs_mount::Layer]) -> Result<(), Box<dyn std::error::Error>> {
+//! use spanfs_mount::overlay::OverlayOptions;
+//! use spanfs_mount::{Busy, Mounter, MounterOptions};
+//!
+//! let mounter = Mounter::new(MounterOptions::new("/var/lib/spanfs/mounts"))?;
+//! let mount = mounter.image(layers, "/mnt".as_ref(), &OverlayOptions::default())?;
+//! mount.unmount(std::time::Duration::from_secs(10), Busy::Leave)?;
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod errno;
