@@ -58,6 +58,16 @@ pub trait Blob: Send + Sync {
 
     /// Start getting a range. Never blocks; bounded by the engine's budget, not by the caller.
     fn want(&self, want: Want) -> Ticket;
+
+    /// Give back the memory of a [`Fetched`] that is done with, so that later wants need no fresh
+    /// pages: they cost more than all the rest of a transfer. Optional.
+    fn recycle(&self, _bytes: Vec<u8>) {}
+
+    /// False once the source is known to answer ranges with the whole blob: then each step backwards
+    /// costs a pass over it, and whoever can had better read everything once, in order.
+    fn has_ranges(&self) -> bool {
+        true
+    }
 }
 
 /// Hold on a want that is under way. Dropping it changes nothing.
