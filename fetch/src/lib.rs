@@ -10,14 +10,30 @@
 
 mod auth;
 mod blob;
+mod connection;
 mod content;
 mod credentials;
+mod driver;
+mod engine;
 mod hosts;
+mod http;
+mod idle;
 mod locate;
+mod mailbox;
+mod memory;
+mod plan;
 mod proxy;
+mod ranges;
 mod reference;
 pub mod registry;
+mod retry;
+mod ring;
+mod stats;
+mod sys;
 mod target;
+mod threads;
+mod tls;
+mod transfer;
 mod transport;
 mod trust;
 
@@ -26,11 +42,15 @@ pub use blob::{
 };
 pub use content::Content;
 pub use credentials::{CredentialSource, CredentialsError, Login, Secret};
+pub use engine::{BlobSpec, Engine, EngineError, EngineKind, EngineOptions, fetch_blocking};
 pub use hosts::HostsError;
+pub use plan::PlanOptions;
 pub use proxy::{ProxyError, ProxyOptions};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
     OptionsError, RawManifest, Registry, RegistryError, RegistryLimits, RegistryOptions, Repository,
 };
+pub use retry::RetryOptions;
+pub use stats::EngineStats;
 pub use target::{Locate, LocateError, Target, TargetFailure};
 pub use trust::{TlsOptions, TrustError};
