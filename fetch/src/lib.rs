@@ -10,17 +10,21 @@
 
 mod auth;
 mod blob;
+pub mod buffer;
 mod connection;
 mod content;
 mod credentials;
 mod driver;
 mod engine;
+pub mod fault;
 mod hosts;
 mod http;
 mod idle;
 mod locate;
 mod mailbox;
 mod memory;
+#[cfg(test)]
+mod memory_blob;
 mod plan;
 mod proxy;
 mod ranges;

@@ -21,8 +21,9 @@ impl Plan {
     }
 
     pub(super) fn start_whole(&mut self, id: BlobId, priority: Priority) -> Option<Start> {
-        let streams = |transfer: &super::Transfer| transfer.blob == id && transfer.stream.is_some();
-        if self.transfers.values().any(streams) {
+        // Not beside another stream; nor beside ranged requests that are about to fail, since the stream
+        // would have passed their bytes by the time they are wanted again.
+        if self.transfers.values().any(|transfer| transfer.blob == id) {
             return None;
         }
         let size = self.blobs.get(&id)?.size;

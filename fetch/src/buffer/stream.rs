@@ -1,0 +1,242 @@
+//! A blob's bytes in order, with several wants under way.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use crate::blob::{Blob, FetchError, FetchErrorDetail, Fetched, Priority, Ticket, Want};
+
+/// Shape of a stream.
+#[derive(Clone, Debug)]
+pub struct StreamOptions {
+    /// Length of one want in bytes; the last is shorter.
+    pub chunk_bytes: u64,
+    /// Chunks that are asked for, or have come and not been taken.
+    pub chunks_max: usize,
+    /// Who waits.
+    pub priority: Priority,
+    /// How long no chunk at all may come; a backstop behind the engine's own deadlines.
+    pub patience: Duration,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        Self {
+            // Long enough that a round trip of 20 ms is a small part of it at 500 Mbit/s.
+            chunk_bytes: 4 << 20,
+            // One per connection: with 4 MiB it is half of the engine's budget.
+            chunks_max: 8,
+            priority: Priority::Prefetch,
+            patience: Duration::from_secs(120),
+        }
+    }
+}
+
+/// A run of a blob.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Place of the first byte in the blob.
+    pub offset: u64,
+    /// The bytes; give their memory back by [`Blob::recycle`].
+    pub fetched: Fetched,
+}
+
+/// Bytes of a blob, in order or as they come.
+pub struct Stream {
+    blob: Arc<dyn Blob>,
+    options: StreamOptions,
+    /// Chunks not asked for yet, in order.
+    missing: std::vec::IntoIter<Range<u64>>,
+    /// Chunks asked for and not handed out, by offset.
+    asked: BTreeMap<u64, (Range<u64>, Ticket)>,
+    ready: BTreeMap<u64, Fetched>,
+    replies: (Sender<Reply>, Receiver<Reply>),
+}
+
+type Reply = (Range<u64>, Result<Fetched, FetchError>);
+
+impl Stream {
+    /// Stream a range of a blob from its start on. Nothing is asked for before the first `next`.
+    pub fn new(blob: Arc<dyn Blob>, range: Range<u64>, options: StreamOptions) -> Self {
+        let step = options.chunk_bytes.max(1);
+        let mut chunks = Vec::new();
+        let mut start = range.start;
+        while start < range.end {
+            let end = range.end.min(start.saturating_add(step));
+            chunks.push(start..end);
+            start = end;
+        }
+        Self::of_chunks(blob, chunks, options)
+    }
+
+    /// Stream these runs, which rise and do not overlap.
+    pub(super) fn of_chunks(
+        blob: Arc<dyn Blob>,
+        chunks: Vec<Range<u64>>,
+        options: StreamOptions,
+    ) -> Self {
+        Self {
+            blob,
+            options,
+            missing: chunks.into_iter(),
+            asked: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            // Bounded by `chunks_max`: a want sends one reply.
+            replies: unbounded(),
+        }
+    }
+
+    /// Wait for the next chunk in order. `None` at the end.
+    ///
+    /// # Errors
+    /// What the chunk's want was replied; a further call asks for the same chunk again.
+    pub fn next_in_order(&mut self) -> Option<Result<Chunk, FetchError>> {
+        self.fill();
+        let offset = *self.asked.keys().next()?;
+        while !self.ready.contains_key(&offset) {
+            if let Err(error) = self.receive() {
+                return Some(Err(error));
+            }
+        }
+        self.hand_out(offset).map(Ok)
+    }
+
+    /// Wait for the chunk that comes first, wherever it lies. `None` at the end.
+    ///
+    /// # Errors
+    /// As [`Self::next_in_order`].
+    pub fn next_as_it_comes(&mut self) -> Option<Result<Chunk, FetchError>> {
+        self.fill();
+        if self.asked.is_empty() {
+            return None;
+        }
+        while self.ready.is_empty() {
+            if let Err(error) = self.receive() {
+                return Some(Err(error));
+            }
+        }
+        let offset = *self.ready.keys().next()?;
+        self.hand_out(offset).map(Ok)
+    }
+
+    /// The blob, for recycling.
+    pub fn blob(&self) -> &Arc<dyn Blob> {
+        &self.blob
+    }
+
+    fn fill(&mut self) {
+        while self.asked.len() < self.options.chunks_max.max(1) {
+            let Some(range) = self.missing.next() else { break };
+            self.ask(range);
+        }
+    }
+
+    fn ask(&mut self, range: Range<u64>) {
+        let (sender, asked) = (self.replies.0.clone(), range.clone());
+        // Fails only when the stream is gone.
+        let reply = Box::new(move |result| drop(sender.send((asked, result))));
+        let priority = self.options.priority;
+        let ticket = self.blob.want(Want { range: range.clone(), priority, headroom: 0, reply });
+        self.asked.insert(range.start, (range, ticket));
+    }
+
+    fn receive(&mut self) -> Result<(), FetchError> {
+        let patience = self.options.patience;
+        let Ok((range, result)) = self.replies.1.recv_timeout(patience) else {
+            let range = self.asked.values().next().map_or(0..0, |(range, _)| range.clone());
+            let message = format!("no chunk came within {:.0} s", patience.as_secs_f64());
+            let digest = *self.blob.digest();
+            return Err(FetchError::Unreachable(FetchErrorDetail { digest, range, message }));
+        };
+        match result {
+            Ok(fetched) => {
+                let expected = range.end - range.start;
+                assert_eq!(fetched.data().len() as u64, expected, "a reply of the wrong length");
+                self.ready.insert(range.start, fetched);
+                Ok(())
+            }
+            Err(error) => {
+                self.ask(range);
+                Err(error)
+            }
+        }
+    }
+
+    fn hand_out(&mut self, offset: u64) -> Option<Chunk> {
+        self.asked.remove(&offset);
+        let fetched = self.ready.remove(&offset)?;
+        self.fill();
+        Some(Chunk { offset, fetched })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        for (_, ticket) in self.asked.values() {
+            ticket.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{FaultBlob, FaultOptions};
+    use crate::memory_blob::MemoryBlob;
+
+    fn options(chunk_bytes: u64, chunks_max: usize) -> StreamOptions {
+        StreamOptions { chunk_bytes, chunks_max, ..StreamOptions::default() }
+    }
+
+    fn check(len: usize, range: Range<u64>, chunk_bytes: u64, chunks_max: usize) {
+        let content: Vec<u8> = (0..len).map(|at| at as u8).collect();
+        let blob = MemoryBlob::new(content.clone());
+        let mut stream = Stream::new(blob, range.clone(), options(chunk_bytes, chunks_max));
+        let mut found = Vec::new();
+        while let Some(chunk) = stream.next_in_order() {
+            let chunk = chunk.unwrap();
+            assert_eq!(chunk.offset, range.start + found.len() as u64);
+            found.extend_from_slice(chunk.fetched.data());
+        }
+        assert_eq!(found, &content[range.start as usize..range.end as usize]);
+    }
+
+    #[test]
+    fn in_order() {
+        check(0, 0..0, 10, 3);
+        check(100, 0..100, 10, 3);
+        check(101, 0..101, 10, 3);
+        check(100, 7..93, 10, 1);
+        check(100, 0..100, 1000, 8);
+    }
+
+    #[test]
+    fn bounded_and_asked_again_after_faults() {
+        let content: Vec<u8> = (0..5000).map(|at| at as u8).collect();
+        let inner = MemoryBlob::new(content.clone());
+        let faults = FaultOptions {
+            seed: 9,
+            drop_per_mille: 200,
+            delay_per_mille: 500,
+            delay_max: Duration::from_millis(2),
+            ..FaultOptions::default()
+        };
+        let wants = Arc::clone(&inner);
+        let mut stream = Stream::new(FaultBlob::new(inner, faults), 0..5000, options(100, 4));
+        let (mut found, mut failures) = (Vec::new(), 0);
+        loop {
+            match stream.next_in_order() {
+                None => break,
+                Some(Ok(chunk)) => found.extend_from_slice(chunk.fetched.data()),
+                Some(Err(_)) => failures += 1,
+            }
+            let wanted = wants.wants_count.load(std::sync::atomic::Ordering::SeqCst);
+            assert!(wanted <= found.len() / 100 + 4 + failures + 1, "{wanted} wants");
+        }
+        assert_eq!(found, content);
+        assert!(failures > 0);
+    }
+}
