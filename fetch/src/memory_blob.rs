@@ -13,7 +13,8 @@ pub(crate) struct MemoryBlob {
     pub(crate) wants_count: AtomicUsize,
 }
 
-struct Nothing;
+/// A ticket's hold on nothing.
+pub(crate) struct Nothing;
 
 impl TicketControl for Nothing {
     fn promote(&self, _: Priority) {}
