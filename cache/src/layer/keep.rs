@@ -107,7 +107,7 @@ impl Layer {
     fn may_write(&self) -> bool {
         let mut writer = self.writer.lock();
         let now = Instant::now();
-        if writer.disk_retry_at.is_some_and(|at| now < at) {
+        if writer.disk_failed || writer.disk_retry_at.is_some_and(|at| now < at) {
             return false;
         }
         writer.disk_retry_at = None;
@@ -115,11 +115,16 @@ impl Layer {
     }
 
     fn write(&self, inflated: &InflatedSpan) -> io::Result<()> {
-        self.counters.kept.fetch_add(1, Ordering::AcqRel);
-        self.file.write(inflated.start(), inflated.bytes())?;
-        if inflated.number() + 1 == self.lives.count() {
-            self.write_tail(inflated.tail())?;
-        }
+        // Counted before and behind, so that the verifier notices a write that went on while it read.
+        self.counters.writes.fetch_add(1, Ordering::AcqRel);
+        let written = self.file.write(inflated.start(), inflated.bytes());
+        let last = inflated.number() + 1 == self.lives.count();
+        let written = match last {
+            true => written.and_then(|()| self.write_tail(inflated.tail())),
+            false => written,
+        };
+        self.counters.writes.fetch_add(1, Ordering::AcqRel);
+        written?;
         let mut crc = Crc32::new();
         crc.update(inflated.bytes_and_tail());
         self.record(&Record::Span { span: inflated.number() as u32, crc: crc.sum() });

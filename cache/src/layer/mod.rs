@@ -6,6 +6,7 @@ mod open;
 mod proof;
 mod status;
 
+use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -84,6 +85,8 @@ struct Writer {
     fill: Option<FillLock>,
     /// The disk refused a write; when to try it again.
     disk_retry_at: Option<std::time::Instant>,
+    /// The disk could not give back what it took: nothing is written there any more.
+    disk_failed: bool,
 }
 
 impl Layer {
@@ -165,7 +168,7 @@ impl Layer {
     }
 
     /// Copy from spans of which some stand in memory; `false` if one of them is gone.
-    fn read_mixed(&self, at: UncompressedOffset, buffer: &mut [u8]) -> Result<bool, ReadError> {
+    fn read_mixed(&self, at: UncompressedOffset, buffer: &mut [u8]) -> bool {
         let end = UncompressedOffset(at.0 + buffer.len() as u64);
         buffer.fill(0);
         for number in self.table.covering(at..end) {
@@ -175,32 +178,38 @@ impl Layer {
             let to = (start.0 - at.0) as usize..(stop.0 - at.0) as usize;
             let to = buffer.get_mut(to).unwrap_or_default();
             match self.lives.of(number) {
-                Life::InFile => self.read_file(number..number + 1, start, to)?,
+                Life::InFile if self.read_file(start, to).is_ok() => {}
                 Life::InMemory => {
                     let from = (start.0 - span.uncompressed.start.0) as usize;
                     let Some(bytes) = self.works.memory.span((self.id, number as u32)) else {
                         self.forget(number, Event::Evict);
-                        return Ok(false);
+                        return false;
                     };
-                    let Some(bytes) = bytes.get(from..from + to.len()) else { return Ok(false) };
+                    let Some(bytes) = bytes.get(from..from + to.len()) else { return false };
                     to.copy_from_slice(bytes);
                 }
-                _ => return Ok(false),
+                _ => return false,
             }
         }
-        Ok(true)
+        true
     }
 
-    fn read_file(
-        &self,
-        spans: Range<usize>,
-        at: UncompressedOffset,
-        to: &mut [u8],
-    ) -> Result<(), ReadError> {
-        self.file.read(at, to).map_err(|error| {
-            let message =
-                format!("reading spans {spans:?} of layer {} from its file: {error}", self.digest);
-            ReadError::Storage(message)
+    /// Read what is in the layer file. If the disk fails, its spans are forgotten: they are fetched
+    /// again, into memory.
+    fn read_file(&self, at: UncompressedOffset, to: &mut [u8]) -> io::Result<()> {
+        self.file.read(at, to).inspect_err(|error| {
+            self.complete.store(false, Ordering::Release);
+            self.writer.lock().disk_failed = true;
+            self.note_disk_error(format!("reading the layer file at {at}: {error}"));
+            let end = UncompressedOffset(at.0 + to.len() as u64);
+            let lost = match error.kind() {
+                // Somebody cut the file: who knows what else is gone.
+                io::ErrorKind::UnexpectedEof => 0..self.lives.count(),
+                _ => self.table.covering(at..end),
+            };
+            for span in lost.filter(|span| self.lives.of(*span) == Life::InFile) {
+                self.forget(span, Event::Lose);
+            }
         })
     }
 }
@@ -229,11 +238,11 @@ impl Content for Layer {
             }
         }
         if in_memory {
-            if !self.read_mixed(offset, buffer)? {
+            if !self.read_mixed(offset, buffer) {
                 return Ok(None);
             }
-        } else {
-            self.read_file(spans.clone(), offset, buffer)?;
+        } else if self.read_file(offset, buffer).is_err() {
+            return Ok(None);
         }
         spans.for_each(|span| self.touch(span, false));
         Ok(Some(len))

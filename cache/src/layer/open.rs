@@ -240,7 +240,7 @@ fn assemble(
         touched: (0..count).map(|_| AtomicBool::new(false)).collect(),
         observers: RwLock::default(),
         shards: Shards::default(),
-        writer: Mutex::new(Writer { journal, fill, disk_retry_at: None }),
+        writer: Mutex::new(Writer { journal, fill, ..Writer::default() }),
         verification: RwLock::new(verification),
         verifying: AtomicBool::new(false),
         complete: AtomicBool::new(recovered.sealed),

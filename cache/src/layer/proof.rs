@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use spanfs_fetch::Priority;
 use spanfs_layer::{Digest, Hasher};
 
 use crate::journal::Record;
@@ -36,7 +37,7 @@ impl Layer {
     pub(crate) fn verify(&self, reader: &Reader) {
         let Some(diff_id) = self.diff_id.filter(|_| self.fault.get().is_none()) else { return };
         let started = Instant::now();
-        let kept = self.counters.kept.load(Ordering::Acquire);
+        let writes = self.counters.writes.load(Ordering::Acquire);
         let mut pause = || {
             while self.works.demand() > 0 && started.elapsed() < PATIENCE && !self.is_closing() {
                 std::thread::sleep(PAUSE);
@@ -58,7 +59,7 @@ impl Layer {
                 let reason = format!(
                     "the uncompressed layer {digest} has digest {found}, its image promises {diff_id}"
                 );
-                self.blame(kept, reason);
+                self.blame(writes, reason);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => self.note_disk_error(format!("verifying the layer file: {error}")),
@@ -144,11 +145,11 @@ impl Layer {
         Ok(())
     }
 
-    /// The whole is wrong: the disk's fault or the zTOC's? `kept` is the count of spans that had been
-    /// written before it was hashed.
-    fn blame(&self, kept: u64, reason: String) {
+    /// The whole is wrong: the disk's fault or the zTOC's? `writes` is the count of begins and ends of
+    /// writes before it was hashed.
+    fn blame(&self, writes: u64, reason: String) {
         let settled = |span| matches!(self.lives.of(span), Life::InFile | Life::Claimed);
-        let written = self.counters.kept.load(Ordering::Acquire) != kept;
+        let written = self.counters.writes.load(Ordering::Acquire) != writes;
         if written || !(0..self.lives.count()).all(settled) {
             // A span was replaced while we read: that was no look at the whole.
             return;
@@ -161,6 +162,8 @@ impl Layer {
         self.note_disk_error(format!("spans {lost:?} changed in the layer file; fetched again"));
         for span in lost {
             self.forget(span, Event::Lose);
+            // Nobody may read it again: without it the layer would never be complete.
+            self.want(span, Priority::Background, None);
         }
     }
 

@@ -54,8 +54,8 @@ pub(super) struct Counters {
     pub(super) fetches: AtomicU64,
     pub(super) fetched_bytes: AtomicU64,
     pub(super) failures: AtomicU64,
-    /// Spans written to the layer file.
-    pub(super) kept: AtomicU64,
+    /// Begins and ends of writes to the layer file.
+    pub(super) writes: AtomicU64,
     /// Times that spans were found changed on disk.
     pub(super) lost: AtomicU64,
     pub(super) disk_error: Mutex<Option<String>>,

@@ -1,0 +1,83 @@
+//! A disk that is full, or loses what it took.
+
+use std::path::Path;
+
+use super::*;
+
+/// A small file system, gone with this value.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    /// `None`, with a word, where we may not mount.
+    fn new(size: &std::ffi::CStr) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        match rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, size) {
+            Ok(()) => Some(Self(dir)),
+            Err(error) => {
+                assert!(std::env::var_os("SPANFS_TEST_STRICT").is_none(), "mount: {error}");
+                eprintln!("skipped: a small file system can't be mounted: {error}");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_hands_over_to_memory() {
+    let Some(disk) = Tmpfs::new(c"size=128k") else { return };
+    let place = Place::with_memory(disk.path(), 1 << 20);
+    let test = TestLayer::new(70, 100 * SPAN, SPAN, 0);
+    let layer = test.open(&place);
+    assert!(read(&layer, 0, 100 * SPAN).unwrap() == test.content());
+    let status = layer.status();
+    assert!(status.spans_present > 5 && status.spans_present < 32, "{}", status.spans_present);
+    assert!(status.disk_error.unwrap().contains("No space left"));
+    assert!(place.works.memory.used_bytes() > 60 * SPAN as u64);
+    assert!(layer.complete_file().is_none());
+    assert_eq!(test.blob.wants(), 100);
+    drop(layer);
+    // A decoding thread may hold the layer for a moment.
+    wait_until("the release", || place.works.memory.used_bytes() == 0);
+    // What was recorded survives; nothing else is believed.
+    let layer = test.open(&place);
+    assert!(read(&layer, 0, 100 * SPAN).unwrap() == test.content());
+}
+
+#[test]
+fn memory_has_a_hard_limit() {
+    let Some(disk) = Tmpfs::new(c"size=64k") else { return };
+    let place = Place::with_memory(disk.path(), 10 * SPAN as u64);
+    let test = TestLayer::new(71, 100 * SPAN, SPAN, 0);
+    let layer = test.open(&place);
+    let mut random = Random(5);
+    for _ in 0..500 {
+        let at = random.below(98 * SPAN as u64) as usize;
+        let found = read(&layer, at as u64, 2 * SPAN).unwrap();
+        assert!(found == test.content()[at..at + 2 * SPAN]);
+        assert!(place.works.memory.used_bytes() <= 10 * SPAN as u64);
+    }
+}
+
+#[test]
+fn a_layer_file_cut_under_us_is_replaced_by_memory() {
+    let root = tempfile::tempdir().unwrap();
+    let test = TestLayer::new(72, 20 * SPAN, SPAN, 0);
+    let layer = test.open(&Place::new(root.path()));
+    fill(&layer, 0..layer.len()).unwrap();
+    wait_complete(&layer);
+    std::fs::File::options().write(true).open(layer.layer_path()).unwrap().set_len(100).unwrap();
+    assert!(read(&layer, 0, 20 * SPAN).unwrap() == test.content());
+    assert!(layer.complete_file().is_none());
+    assert!(layer.status().disk_error.is_some());
+}
