@@ -74,7 +74,7 @@ pub(crate) fn open(
 
 fn span_table(spec: &LayerSpec) -> Result<SpanTable, CacheError> {
     let bad = |reason| CacheError::BadZtoc { layer: *spec.blob.digest(), reason };
-    let table = SpanTable::from_ztoc(&spec.ztoc).map_err(|error| bad(error.to_string()))?;
+    let table = SpanTable::from_ztoc(&spec.ztoc).map_err(|error| bad(with_causes(&error)))?;
     let (found, expected) = (table.compressed_len(), spec.blob.size());
     if found != expected {
         return Err(bad(format!("it is for a blob of {found} bytes, the layer has {expected}")));
@@ -84,6 +84,18 @@ fn span_table(spec: &LayerSpec) -> Result<SpanTable, CacheError> {
         return Err(bad(format!("{count} spans, at most {SPAN_COUNT_MAX} are served")));
     }
     Ok(table)
+}
+
+/// An error and what is behind it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 /// A layer's files, opened in the role that the other processes leave to us.

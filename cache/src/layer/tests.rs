@@ -1,5 +1,6 @@
 mod crash;
 mod disk;
+mod golden;
 
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
