@@ -77,7 +77,7 @@ pub enum BufferError {
         path: PathBuf,
         /// Cause.
         #[source]
-        source: FetchError,
+        source: Box<FetchError>,
     },
     /// The consumer of the chunks is gone, or took none for too long.
     #[error("nobody takes the chunks of {}", path.display())]
@@ -166,8 +166,8 @@ impl Download {
         let mut stream = Stream::of_chunks(Arc::clone(blob), wanted, self.options.stream.clone());
         let result = indices.into_iter().try_for_each(|index| {
             let chunk = match self.present.get(&index).copied() {
-                Some(sum) => self.from_file(blob, index, sum, consumer.is_some())?,
-                None => Some(self.from_network(&mut stream, index)?),
+                Some(sum) => self.read_chunk(blob, index, sum, consumer.is_some())?,
+                None => Some(self.fetch_chunk(&mut stream, index)?),
             };
             match (chunk, consumer) {
                 (Some(chunk), Some(consumer)) => self.hand_over(chunk, consumer),
@@ -207,7 +207,7 @@ impl Download {
     }
 
     /// Next chunk from the network, written to its place.
-    fn from_network(&mut self, stream: &mut Stream, index: u64) -> Result<Chunk, BufferError> {
+    fn fetch_chunk(&mut self, stream: &mut Stream, index: u64) -> Result<Chunk, BufferError> {
         let mut failures = 0;
         let chunk = loop {
             match stream.next_in_order() {
@@ -215,6 +215,7 @@ impl Download {
                 Some(Err(source)) => {
                     failures += 1;
                     if failures >= self.options.failures_max {
+                        let source = Box::new(source);
                         return Err(BufferError::Fetch { path: self.path.clone(), source });
                     }
                 }
@@ -228,7 +229,7 @@ impl Download {
 
     /// A chunk of an earlier run; `None` if nobody is to read it. One whose bytes are not what was
     /// recorded is fetched again.
-    fn from_file(
+    fn read_chunk(
         &mut self,
         blob: &Arc<dyn Blob>,
         index: u64,
@@ -250,7 +251,7 @@ impl Download {
         tracing::warn!(path = %self.path.display(), index, "chunk is damaged: fetching it again");
         let options = self.options.stream.clone();
         let mut again = Stream::of_chunks(Arc::clone(blob), vec![range], options);
-        self.from_network(&mut again, index).map(Some)
+        self.fetch_chunk(&mut again, index).map(Some)
     }
 
     fn hand_over(&self, chunk: Chunk, consumer: &Sender<Chunk>) -> Result<(), BufferError> {

@@ -37,8 +37,11 @@ fn request_refuses_injection() {
     assert!(request(&other, None).is_err());
 }
 
+/// Status, framing, Content-Range and keep-alive.
+type Facts = (u16, Framing, Option<(Range<u64>, Option<u64>)>, bool);
+
 /// Parses a reply; `None` for an error.
-fn check(headers: &str, expected: Option<(u16, Framing, Option<(Range<u64>, Option<u64>)>, bool)>) {
+fn check(headers: &str, expected: Option<Facts>) {
     let text = format!("HTTP/1.1 {headers}\r\n\r\n");
     let found = parse_head(text.as_bytes()).ok().map(|head| {
         let head = head.expect("complete");
