@@ -1,0 +1,4 @@
+//! End-to-end tests, one binary. Whatever needs root, a kernel feature or a peer looks for it at run
+//! time, says why it skips, and may not skip where `SPANFS_TEST_STRICT=1`.
+
+mod erofs;
