@@ -20,6 +20,7 @@ pub mod fault;
 mod hosts;
 mod http;
 mod idle;
+mod local;
 mod locate;
 mod mailbox;
 mod memory;
@@ -49,6 +50,7 @@ pub use credentials::{CredentialSource, CredentialsError, Login, Secret};
 pub use engine::{BlobSpec, Engine, EngineError, EngineKind, EngineOptions, fetch_blocking};
 pub use hosts::HostsError;
 pub use plan::PlanOptions;
+pub use local::{READERS_DEFAULT, ReadPool};
 pub use proxy::{ProxyError, ProxyOptions};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
