@@ -63,8 +63,35 @@ impl Content {
         }
     }
 
+    /// All of it, from the start, for those who read in the usual way.
+    pub(crate) fn reader(self) -> ContentReader {
+        ContentReader { rest: self }
+    }
+
     pub(crate) fn body(&self) -> ContentBody {
         ContentBody { rest: self.clone(), reading: None }
+    }
+}
+
+/// [`Content`] being read.
+pub(crate) struct ContentReader {
+    rest: Content,
+}
+
+impl io::Read for ContentReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = match &self.rest {
+            Content::Bytes(bytes) => (&bytes[..]).read(buffer)?,
+            Content::File { file, offset, len } => {
+                let room = buffer.len().min(usize::try_from(*len).unwrap_or(usize::MAX));
+                file.read_at(buffer.get_mut(..room).unwrap_or_default(), *offset)?
+            }
+        };
+        if count == 0 && !self.rest.is_empty() && !buffer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.rest = self.rest.slice(count as u64, u64::MAX);
+        Ok(count)
     }
 }
 

@@ -54,7 +54,8 @@ pub use local::{READERS_DEFAULT, ReadPool};
 pub use proxy::{ProxyError, ProxyOptions};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
-    OptionsError, RawManifest, Registry, RegistryError, RegistryLimits, RegistryOptions, Repository,
+    OptionsError, RawManifest, Registry, RegistryError, RegistryLimits, RegistryOptions,
+    Repository, Upload,
 };
 pub use retry::RetryOptions;
 pub use stats::EngineStats;

@@ -8,7 +8,9 @@ mod authorize;
 mod error;
 pub(crate) mod exchange;
 mod pull;
+mod push;
 pub(crate) mod redirect;
+mod referrers;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -20,6 +22,8 @@ use http::{HeaderMap, HeaderValue, Method};
 
 pub use error::{Attempt, RegistryError};
 pub use pull::RawManifest;
+pub use push::Upload;
+pub(crate) use push::subject;
 
 use crate::content::Content;
 use crate::credentials::{CredentialSource, Credentials};

@@ -32,11 +32,17 @@ pub(crate) struct TokenRequest {
     pub(crate) scopes: BTreeSet<String>,
 }
 
+/// A token that can be used now.
 #[derive(Clone, Debug)]
-struct Token {
-    value: Secret,
-    renew_at: Option<Instant>,
+pub(crate) struct Token {
+    pub(crate) value: Secret,
+    pub(crate) renew_at: Option<Instant>,
+    /// For whom it was given, for messages.
+    pub(crate) source: String,
 }
+
+/// What a token server gave: the token, its life if it has an end, and for whom.
+pub(crate) type Granted = (Secret, Option<Duration>, String);
 
 type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
 
@@ -47,28 +53,29 @@ pub(crate) struct TokenService {
 }
 
 impl TokenService {
-    /// The token and when it will be renewed, from the cache or by `exchange`, which is else not begun.
+    /// The token, from the cache or by `exchange`, which is else not begun.
     /// `rejected`: the value that a server just refused.
     pub(crate) async fn get<E>(
         &self,
         request: &TokenRequest,
         rejected: Option<&Secret>,
-        exchange: impl Future<Output = Result<(Secret, Option<Duration>), E>>,
-    ) -> Result<(Secret, Option<Instant>), E> {
+        exchange: impl Future<Output = Result<Granted, E>>,
+    ) -> Result<Token, E> {
         let slot = self.slot(request);
         let mut held = slot.lock().await;
         let now = Instant::now();
         if let Some(token) = held.as_ref() {
             let fresh = token.renew_at.is_none_or(|at| now < at);
             if fresh && Some(&token.value) != rejected {
-                return Ok((token.value.clone(), token.renew_at));
+                return Ok(token.clone());
             }
         }
         *held = None;
-        let (value, life) = exchange.await?;
+        let (value, life, source) = exchange.await?;
         let renew_at = life.map(|life| Instant::now() + renew_after(life));
-        *held = Some(Token { value: value.clone(), renew_at });
-        Ok((value, renew_at))
+        let token = Token { value, renew_at, source };
+        *held = Some(token.clone());
+        Ok(token)
     }
 
     fn slot(&self, request: &TokenRequest) -> Slot {

@@ -178,34 +178,31 @@ impl Authorizer {
         at: &Attempt,
         limit: Duration,
     ) -> Result<Proof, RegistryError> {
-        let source = Mutex::new(None);
         let exchange = async {
             let found = self.find(host, at).await?;
-            let name = found.as_ref().map(|found| found.source.clone());
-            *source.lock().unwrap_or_else(PoisonError::into_inner) = name;
+            let source = match &found {
+                Some(found) => found.source.clone(),
+                None => format!("anonymous ({})", self.credentials.names()),
+            };
             if let Some(Found { login: Login::RegistryToken(token), .. }) = found {
-                return Ok((token, None));
+                return Ok((token, None, source));
             }
             let at =
                 Attempt { what: format!("token for {}", at.what), host: authority(&request.realm) };
             let answer = self.exchange(host, request, found.as_ref(), &at);
-            tokio::time::timeout(limit, answer)
+            let answer = tokio::time::timeout(limit, answer)
                 .await
-                .unwrap_or_else(|_| Err(RegistryError::TimedOut { at, waited: limit }))
+                .unwrap_or_else(|_| Err(RegistryError::TimedOut { at, waited: limit }));
+            answer.map(|(value, life)| (value, life, source))
         };
         let rejected = rejected.and_then(|proof| proof.token.as_ref());
-        let (token, renew_at) = self.tokens.get(request, rejected, exchange).await?;
-        let header = bearer(&token).ok_or_else(|| RegistryError::Refused {
+        let token = self.tokens.get(request, rejected, exchange).await?;
+        let header = bearer(&token.value).ok_or_else(|| RegistryError::Refused {
             at: at.clone(),
             reason: "the token has bytes that no header can carry".to_owned(),
         })?;
-        let source = source.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let source = format!(
-            "token of {} for {}",
-            authority(&request.realm),
-            source.as_deref().unwrap_or("this host")
-        );
-        Ok(Proof { header, renew_at, token: Some(token), source })
+        let source = format!("token of {} for {}", authority(&request.realm), token.source);
+        Ok(Proof { header, renew_at: token.renew_at, token: Some(token.value), source })
     }
 
     async fn exchange(

@@ -81,7 +81,7 @@ impl Exchanger {
                 continue;
             }
             let tries = if last { self.limits.tries_max } else { 1 };
-            match self.persist(host, ask, tries, deadline, &accept).await {
+            match self.persist(host, ask, None, tries, deadline, &accept).await {
                 Ok(value) => return Ok(value),
                 Err(error) => {
                     if !last {
@@ -110,18 +110,19 @@ impl Exchanger {
         })
     }
 
-    /// Ask one host, again after transient failures.
+    /// Ask one host, again after transient failures; at `url` in place of the one that `ask` means.
     pub(crate) async fn persist<T>(
         &self,
         host: &Host,
         ask: &Ask,
+        url: Option<&Url>,
         tries: u32,
         deadline: Instant,
         accept: impl Fn(Answer) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let mut backoff = self.limits.backoff();
         for try_number in 1.. {
-            let error = match self.once(host, ask, None).await.and_then(&accept) {
+            let error = match self.once(host, ask, url.cloned()).await.and_then(&accept) {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };

@@ -1,6 +1,8 @@
 mod faults;
 mod login;
 mod mirrors;
+mod push;
+mod referrers;
 pub(crate) mod server;
 
 use std::time::Duration;

@@ -77,11 +77,11 @@ async fn one_exchange_serves_all_and_a_refused_token_is_replaced_once() {
                 .get::<()>(&request("https://t.example"), rejected.as_ref(), async {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     let n = count.fetch_add(1, Ordering::SeqCst);
-                    Ok((Secret::new(format!("t{n}")), None))
+                    Ok((Secret::new(format!("t{n}")), None, String::new()))
                 })
                 .await
                 .unwrap()
-                .0
+                .value
         })
     };
     for task in (0..10).map(|_| ask(None)).collect::<Vec<_>>() {
@@ -97,9 +97,10 @@ async fn one_exchange_serves_all_and_a_refused_token_is_replaced_once() {
 async fn tokens_are_renewed_before_they_expire() {
     let service = TokenService::default();
     let get = async |value: &str, life_ms| {
-        let exchange =
-            async { Ok::<_, ()>((Secret::new(value), Some(Duration::from_millis(life_ms)))) };
-        service.get(&request("https://t.example"), None, exchange).await.unwrap().0
+        let exchange = async {
+            Ok::<_, ()>((Secret::new(value), Some(Duration::from_millis(life_ms)), String::new()))
+        };
+        service.get(&request("https://t.example"), None, exchange).await.unwrap().value
     };
     assert_eq!(get("a", 60).await.reveal(), "a");
     assert_eq!(get("b", 60).await.reveal(), "a");
