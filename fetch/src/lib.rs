@@ -20,6 +20,7 @@ pub mod fault;
 mod hosts;
 mod http;
 mod idle;
+mod layout;
 mod local;
 mod locate;
 mod mailbox;
@@ -33,6 +34,7 @@ mod reference;
 pub mod registry;
 mod retry;
 mod ring;
+mod source;
 mod stats;
 mod sys;
 mod target;
@@ -49,8 +51,9 @@ pub use content::Content;
 pub use credentials::{CredentialSource, CredentialsError, Login, Secret};
 pub use engine::{BlobSpec, Engine, EngineError, EngineKind, EngineOptions, fetch_blocking};
 pub use hosts::HostsError;
-pub use plan::PlanOptions;
+pub use layout::{Layout, LayoutError, LayoutWriter, REF_NAME};
 pub use local::{READERS_DEFAULT, ReadPool};
+pub use plan::PlanOptions;
 pub use proxy::{ProxyError, ProxyOptions};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
@@ -58,6 +61,9 @@ pub use registry::{
     Repository, Upload,
 };
 pub use retry::RetryOptions;
+pub use source::{
+    BlobOpener, ImageRef, ImageRefError, ResolvedImage, Source, SourceError, SourceOptions,
+};
 pub use stats::EngineStats;
 pub use target::{Locate, LocateError, Target, TargetFailure};
 pub use trust::{TlsOptions, TrustError};

@@ -2,6 +2,7 @@ mod faults;
 mod login;
 mod mirrors;
 mod push;
+pub(crate) mod real;
 mod referrers;
 pub(crate) mod server;
 
