@@ -222,7 +222,7 @@ impl HostsConfig {
             for name in directory_names(registry) {
                 let directory = directory.join(name);
                 if directory.is_dir() {
-                    let mut hosts = self.from_directory(&directory, registry)?;
+                    let mut hosts = self.in_directory(&directory, registry)?;
                     for host in &mut hosts {
                         host.tls.ca_files.extend(self.tls.ca_files.iter().cloned());
                     }
@@ -233,7 +233,7 @@ impl HostsConfig {
         Ok(vec![self.origin(registry, self.tls.clone())?])
     }
 
-    fn from_directory(&self, dir: &Path, registry: &str) -> Result<Vec<HostOptions>, HostsError> {
+    fn in_directory(&self, dir: &Path, registry: &str) -> Result<Vec<HostOptions>, HostsError> {
         let path = dir.join("hosts.toml");
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,

@@ -150,7 +150,7 @@ impl TokenRequest {
     /// Whether a POST's failure means that the server wants GET.
     pub(crate) fn wants_get(status: u16, login: &Login) -> bool {
         let password = matches!(login, Login::Password { .. });
-        matches!(status, 400 | 401 | 404) && password || status == 405 && password
+        matches!(status, 400 | 401 | 404 | 405) && password
     }
 }
 

@@ -189,10 +189,11 @@ impl Authorizer {
             }
             let at =
                 Attempt { what: format!("token for {}", at.what), host: authority(&request.realm) };
+            let timed = at.clone();
             let answer = self.exchange(host, request, found.as_ref(), &at);
             let answer = tokio::time::timeout(limit, answer)
                 .await
-                .unwrap_or_else(|_| Err(RegistryError::TimedOut { at, waited: limit }));
+                .unwrap_or(Err(RegistryError::TimedOut { at: timed, waited: limit }));
             answer.map(|(value, life)| (value, life, source))
         };
         let rejected = rejected.and_then(|proof| proof.token.as_ref());
