@@ -20,11 +20,11 @@ const TEXT_BYTES_MAX: u64 = u32::MAX as u64;
 const SEGMENTS_MAX: u64 = u32::MAX as u64;
 
 impl Assembler {
-    pub(super) fn new(inodes: usize, entries: usize) -> Self {
+    pub(super) fn new(inodes: usize, entries: usize, text: usize) -> Self {
         Self {
             inodes: Vec::with_capacity(inodes),
             entries: Vec::with_capacity(entries),
-            text: Vec::new(),
+            text: Vec::with_capacity(text),
             segments: Vec::new(),
         }
     }

@@ -22,8 +22,8 @@ pub struct TreeBuilder {
     /// Inodes made so far; those that lost their last name stay until the end.
     pub(super) inodes: Vec<Inode>,
     pub(super) slots: Vec<Slot>,
-    /// Slots by directory and name.
-    index: HashTable<u32>,
+    /// Hash of directory and name, kept so that growing need not visit names again; slot.
+    index: HashTable<(u32, u32)>,
     hasher: DefaultHashBuilder,
     pub(super) text: Vec<u8>,
     pub(super) segments: Vec<SparseSegment>,
@@ -115,8 +115,9 @@ impl TreeBuilder {
         if clean.is_empty() {
             return Ok(());
         }
-        path::check(clean)?;
         let (parent, name) = path::split_last(clean);
+        path::check_len(clean)?;
+        path::check(name)?;
         let Parent::Shown(directory) = self.parent(parent)? else { return Ok(()) };
         match whiteout::Name::of(name) {
             whiteout::Name::Plain => self.apply_plain(directory, name, record),
@@ -136,6 +137,7 @@ impl TreeBuilder {
         {
             return Ok(found);
         }
+        path::check(path)?;
         let found = match whiteout::before_reserved(path) {
             Some(shown) => {
                 self.make_directories(shown)?;
@@ -382,13 +384,16 @@ impl TreeBuilder {
     }
 
     fn find(&self, directory: u32, name: &[u8]) -> Option<u32> {
-        let hash = self.hasher.hash_one((directory, name));
-        let same = |&slot: &u32| {
-            self.slots
-                .get(slot as usize)
-                .is_some_and(|slot| slot.directory == directory && self.slot_name(slot) == name)
+        let hash = self.hash(directory, name);
+        let same = |&(found, slot): &(u32, u32)| {
+            let slot = self.slots.get(slot as usize).filter(|_| found == hash);
+            slot.is_some_and(|slot| slot.directory == directory && self.slot_name(slot) == name)
         };
-        self.index.find(hash, same).copied()
+        self.index.find(spread(hash), same).map(|&(_, slot)| slot)
+    }
+
+    fn hash(&self, directory: u32, name: &[u8]) -> u32 {
+        self.hasher.hash_one((directory, name)) as u32
     }
 
     /// Lets `name` in `directory` mean `inode`, whatever it meant before.
@@ -412,15 +417,10 @@ impl TreeBuilder {
         let too_long = Fault::TooLong { what: "name", found: name.len(), max };
         let name_len = u8::try_from(name.len()).map_err(|_| too_long)?;
         let name_at = self.add_text(name)?;
-        let hash = self.hasher.hash_one((directory, name));
+        let hash = self.hash(directory, name);
+        let slot = self.slots.len() as u32;
         self.slots.push(Slot { directory, name_at, inode, name_len, whiteout: false });
-        let Self { index, hasher, slots, text, .. } = self;
-        index.insert_unique(hash, slots.len() as u32 - 1, |&slot| {
-            let Some(slot) = slots.get(slot as usize) else { return 0 };
-            let end = slot.name_at as usize + usize::from(slot.name_len);
-            let name = text.get(slot.name_at as usize..end).unwrap_or_default();
-            hasher.hash_one((slot.directory, name))
-        });
+        self.index.insert_unique(spread(hash), (hash, slot), |&(hash, _)| spread(hash));
         Ok(())
     }
 
@@ -491,6 +491,11 @@ impl<'a> Walk<'a> {
         self.from = 0;
         Ok(())
     }
+}
+
+/// The table takes its place from the low bits and its tag from the high ones.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
 }
 
 fn attributes_of(record: &Record) -> Result<Inode, Fault> {

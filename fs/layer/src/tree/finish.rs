@@ -16,7 +16,7 @@ impl TreeBuilder {
         let mut numbers = alloc::vec![UNNUMBERED; self.inodes.len()];
         // Old numbers in the order of the new ones: also the queue of a breadth-first walk.
         let mut order: Vec<u32> = Vec::with_capacity(self.inodes.len());
-        let mut out = Assembler::new(self.inodes.len(), self.slots.len());
+        let mut out = Assembler::new(self.inodes.len(), self.slots.len(), self.text.len());
         let mut sorted: Vec<u32> = Vec::new();
         self.number(&mut out, ROOT, 0, &mut numbers, &mut order).map_err(limit)?;
         let mut next = 0;

@@ -40,7 +40,7 @@ impl Tree {
         let too_many = Fault::TooMany { what: "layers", max };
         let count = u16::try_from(layers.len()).map_err(|_| too_many)?;
         let mut merge = Merge {
-            out: Assembler::new(0, 0),
+            out: Assembler::new(0, 0, 0),
             xattrs: XattrInterner::new(),
             xattr_sets: HashMap::new(),
             shared: HashMap::new(),

@@ -63,11 +63,17 @@ pub(super) fn split_first(path: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((parts.next()?, parts.next().unwrap_or_default()))
 }
 
-/// Refuses what no Linux file system can name.
-pub(super) fn check(path: &[u8]) -> Result<(), Fault> {
+/// Refuses paths longer than Linux takes.
+pub(super) fn check_len(path: &[u8]) -> Result<(), Fault> {
     if path.len() > PATH_BYTES_MAX {
         return Err(Fault::TooLong { what: "path", found: path.len(), max: PATH_BYTES_MAX });
     }
+    Ok(())
+}
+
+/// Refuses what no Linux file system can name.
+pub(super) fn check(path: &[u8]) -> Result<(), Fault> {
+    check_len(path)?;
     if path.contains(&0) {
         return Err(Fault::BadText { what: "path" });
     }
