@@ -191,5 +191,10 @@ fn server_key(host: &str) -> &str {
     }
 }
 
+/// Whether a Docker configuration can be read at all.
+pub(crate) fn parse_for_fuzzing(text: &[u8]) -> Result<(), String> {
+    DockerConfig::parse(text).map(drop)
+}
+
 #[cfg(test)]
 mod tests;

@@ -264,6 +264,19 @@ impl HostsConfig {
     }
 }
 
+/// What a `hosts.toml` of some registry says, as base URLs.
+pub(crate) fn parse_for_fuzzing(text: &str, directory: &Path) -> Result<Vec<String>, String> {
+    let origin = HostOptions {
+        base: Url::parse("https://registry.test/v2").map_err(|error| error.to_string())?,
+        capabilities: Capabilities::ALL,
+        tls: TlsOptions::default(),
+        headers: HeaderMap::new(),
+        dial_timeout: None,
+    };
+    let hosts = hosts_toml::parse(text, directory, origin)?;
+    Ok(hosts.into_iter().map(|host| host.base.to_string()).collect())
+}
+
 /// Names of a registry's directory, most special first. The form with underscores is for file systems
 /// that have no colon.
 fn directory_names(registry: &str) -> Vec<String> {

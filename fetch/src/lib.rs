@@ -17,6 +17,8 @@ mod credentials;
 mod driver;
 mod engine;
 pub mod fault;
+#[doc(hidden)]
+pub mod fuzz;
 mod hosts;
 mod http;
 mod idle;

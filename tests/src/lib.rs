@@ -1,1 +1,3 @@
-//! Nothing here yet.
+//! What the end-to-end tests and the fuzz targets share.
+
+pub mod fuzz;

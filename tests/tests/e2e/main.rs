@@ -2,3 +2,8 @@
 //! time, says why it skips, and may not skip where `SPANFS_TEST_STRICT=1`.
 
 mod erofs;
+mod fuzz;
+mod mount;
+mod peers;
+mod token_server;
+mod trees;
