@@ -1,0 +1,243 @@
+//! The layers of an image, opened: span by span where there is a zTOC, else fetched whole first.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use spanfs_cache::{Cache, Content, Layer, LayerSpec};
+use spanfs_fetch::Blob;
+use spanfs_layer::oci::Descriptor;
+use spanfs_layer::tree::{Tree, TreeBuilder, TreeOptions};
+use spanfs_layer::ztoc::View;
+use spanfs_layer::{Digest, Record};
+
+use super::shelf::Shelf;
+use super::whole_layer::{self, Found};
+use super::{Discovery, Image, ImageError, Images};
+use crate::side_by_side::{cores, side_by_side};
+
+/// Layers fetched whole at once: as many as container engines do.
+const WHOLE_LAYERS_MAX: usize = 3;
+/// zTOCs are a hundredth of their layer; this is one of a layer that nobody has.
+const ZTOC_LEN_MAX: u64 = 1 << 30;
+
+/// How a layer comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Span by span, by a zTOC of the SOCI index.
+    Indexed,
+    /// Span by span, by a zTOC that an earlier whole pass left.
+    Kept,
+    /// It was fetched whole just now; its zTOC was built on the way and is kept.
+    Whole,
+    /// It was fetched whole, and will be again: it can't have a zTOC, for this reason.
+    Never(String),
+}
+
+/// A layer that can be read.
+#[derive(Clone)]
+pub struct OpenLayer {
+    /// As the manifest gives it.
+    pub descriptor: Descriptor,
+    /// Its bytes.
+    pub content: Arc<dyn Content>,
+    /// Its spans; `None` for a layer that is no more than a local file.
+    pub spans: Option<Arc<Layer>>,
+    /// How it comes.
+    pub how: How,
+    pub(crate) toc: LayerToc,
+}
+
+/// Where a layer's entries are written down.
+#[derive(Clone)]
+pub(crate) enum LayerToc {
+    Ztoc { digest: Digest, bytes: Arc<[u8]> },
+    Records(Arc<[Record]>),
+}
+
+/// Layers of an image, the lowest first.
+#[derive(Clone, Default)]
+pub struct Layers {
+    /// The layers.
+    pub layers: Vec<OpenLayer>,
+}
+
+/// Where layers are kept, and what to do on the way.
+pub struct LayerSource<'a> {
+    /// Keeps them.
+    pub cache: &'a Cache,
+    /// Its directory, in which zTOCs and indexes of ours are kept as well.
+    pub directory: &'a std::path::Path,
+    /// Ends whole passes.
+    pub stop: &'a AtomicBool,
+    /// Told of layers fetched whole: which, and how many bytes of it are there.
+    pub progress: &'a (dyn Fn(&Descriptor, u64) + Sync),
+}
+
+impl Images {
+    /// Open the layers of an image, or the one of them that is `only`.
+    pub fn open_layers(
+        &self,
+        image: &Image,
+        discovery: &Discovery,
+        only: Option<&Digest>,
+        source: &LayerSource<'_>,
+    ) -> Result<Layers, ImageError> {
+        let wanted: Vec<(Descriptor, Digest)> = image
+            .layers()
+            .filter(|(descriptor, _)| only.is_none_or(|only| descriptor.digest == *only))
+            .map(|(descriptor, diff_id)| (descriptor.clone(), diff_id))
+            .collect();
+        if let (Some(only), true) = (only, wanted.is_empty()) {
+            return Err(ImageError::NotFound(format!(
+                "{} has no layer {only}",
+                image.source.image()
+            )));
+        }
+        let shelf = Shelf::open(source.directory)?;
+        let ztocs = self.ztocs(image, discovery, &wanted, &shelf)?;
+        // One thread waits for one layer; the engine spreads them over its connections.
+        let opened = side_by_side(&wanted, WHOLE_LAYERS_MAX, |number, (descriptor, diff_id)| {
+            let ztoc = ztocs.get(number).cloned().flatten();
+            self.open_layer(image, descriptor, *diff_id, ztoc, &shelf, source)
+        });
+        let layers = opened.into_iter().collect::<Result<_, _>>()?;
+        Ok(Layers { layers })
+    }
+
+    /// zTOCs of the layers, as far as there are any: from the shelf, else fetched side by side.
+    fn ztocs(
+        &self,
+        image: &Image,
+        discovery: &Discovery,
+        wanted: &[(Descriptor, Digest)],
+        shelf: &Shelf,
+    ) -> Result<Vec<Option<Ztoc>>, ImageError> {
+        let mut fetching = Vec::new();
+        let mut ztocs = Vec::with_capacity(wanted.len());
+        for (number, (layer, _)) in wanted.iter().enumerate() {
+            let named = discovery.index().and_then(|index| index.ztoc(&layer.digest));
+            let kept = match named {
+                Some(named) => shelf.ztoc(&named.digest).map(|bytes| (named.digest, bytes)),
+                None => shelf.ztoc_of_layer(&layer.digest),
+            };
+            let how = if named.is_some() { How::Indexed } else { How::Kept };
+            if let (Some(named), None) = (named, &kept) {
+                let (place, named) = (image.source.clone(), named.clone());
+                let digest = named.digest;
+                let task = async move { place.blob_bytes(&named, ZTOC_LEN_MAX).await };
+                fetching.push((number, digest, self.runtime().spawn(task)));
+            }
+            ztocs.push(kept.map(|(digest, bytes)| Ztoc { digest, bytes, how }));
+        }
+        for (number, digest, task) in fetching {
+            let fetched = self.runtime().block_on(task);
+            let bytes = fetched.map_err(|error| ImageError::Start(Box::new(error)))??;
+            shelf.keep(&digest, &bytes);
+            ztocs[number] = Some(Ztoc { digest, bytes: bytes[..].into(), how: How::Indexed });
+        }
+        Ok(ztocs)
+    }
+
+    fn open_layer(
+        &self,
+        image: &Image,
+        descriptor: &Descriptor,
+        diff_id: Digest,
+        ztoc: Option<Ztoc>,
+        shelf: &Shelf,
+        source: &LayerSource<'_>,
+    ) -> Result<OpenLayer, ImageError> {
+        let blob = image.source.blob(descriptor)?;
+        if let Some(ztoc) = ztoc {
+            return lazy(source.cache, descriptor, diff_id, ztoc, blob);
+        }
+        match whole_layer::fetch(&*blob, descriptor, diff_id, self.pool(), source)? {
+            Found::Lazy { ztoc, blob } => {
+                let digest = Digest::of(&ztoc);
+                shelf.keep(&digest, &ztoc);
+                shelf.note(&descriptor.digest, &digest);
+                let ztoc = Ztoc { digest, bytes: ztoc.into(), how: How::Whole };
+                lazy(source.cache, descriptor, diff_id, ztoc, blob)
+            }
+            Found::Whole { content, records, reason } => Ok(OpenLayer {
+                descriptor: descriptor.clone(),
+                content,
+                spans: None,
+                how: How::Never(reason),
+                toc: LayerToc::Records(records.into()),
+            }),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Ztoc {
+    digest: Digest,
+    bytes: Arc<[u8]>,
+    how: How,
+}
+
+fn lazy(
+    cache: &Cache,
+    descriptor: &Descriptor,
+    diff_id: Digest,
+    ztoc: Ztoc,
+    blob: Arc<dyn Blob>,
+) -> Result<OpenLayer, ImageError> {
+    let Ztoc { digest, bytes, how } = ztoc;
+    let spec =
+        LayerSpec { diff_id: Some(diff_id), blob, ztoc_digest: digest, ztoc: Arc::clone(&bytes) };
+    let layer = cache.layer(spec)?;
+    Ok(OpenLayer {
+        descriptor: descriptor.clone(),
+        content: Arc::clone(&layer) as Arc<dyn Content>,
+        spans: Some(layer),
+        how,
+        toc: LayerToc::Ztoc { digest, bytes },
+    })
+}
+
+impl OpenLayer {
+    /// Name of the layer's index: the same for the same entries at the same places.
+    pub(crate) fn index_key(&self) -> String {
+        match &self.toc {
+            LayerToc::Ztoc { digest, .. } => digest.hex().to_string(),
+            LayerToc::Records(_) => format!("layer-{}", self.descriptor.digest.hex()),
+        }
+    }
+
+    /// The tree of the layer.
+    pub fn tree(&self, options: TreeOptions) -> Result<Tree, ImageError> {
+        let digest = self.descriptor.digest;
+        let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
+        let mut builder = TreeBuilder::new(options);
+        let decoded;
+        let records: &[Record] = match &self.toc {
+            LayerToc::Records(records) => records,
+            LayerToc::Ztoc { bytes, .. } => {
+                let view = View::new(bytes).map_err(|error| bad(error.to_string()))?;
+                decoded = view.records().map_err(|error| bad(error.to_string()))?;
+                &decoded
+            }
+        };
+        for record in records {
+            builder.push(record).map_err(|error| bad(error.to_string()))?;
+        }
+        builder.finish().map_err(|error| bad(error.to_string()))
+    }
+}
+
+impl Layers {
+    /// Trees of all layers, built side by side.
+    pub fn trees(&self, options: &TreeOptions) -> Result<Vec<Tree>, ImageError> {
+        let build = |_, layer: &OpenLayer| layer.tree(options.clone());
+        side_by_side(&self.layers, cores(), build).into_iter().collect()
+    }
+
+    /// The tree of the image.
+    pub fn merged(&self) -> Result<Tree, ImageError> {
+        let trees = self.trees(&TreeOptions::default())?;
+        Tree::merge(&trees)
+            .map_err(|fault| ImageError::Corrupt(format!("stacking the layers: {fault}")))
+    }
+}

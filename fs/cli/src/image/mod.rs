@@ -1,0 +1,113 @@
+//! One image: its documents, its SOCI index, its layers.
+
+mod error;
+mod layers;
+mod shelf;
+mod soci;
+mod whole;
+mod whole_layer;
+
+use std::sync::Arc;
+
+use spanfs_fetch::{
+    BlobSpec, Engine, EngineOptions, ImageRef, READERS_DEFAULT, ReadPool, Registry,
+    RegistryOptions, ResolvedImage, Source, SourceOptions,
+};
+use spanfs_layer::Digest;
+use spanfs_layer::oci::{Descriptor, Platform};
+use tokio::runtime::Runtime;
+
+pub use error::ImageError;
+pub use layers::{How, LayerSource, Layers, OpenLayer};
+pub(crate) use shelf::replace;
+pub use soci::Discovery;
+pub use whole::{ReadError, read_whole};
+
+/// How images are reached.
+#[derive(Clone, Debug, Default)]
+pub struct ImagesOptions {
+    /// Registries: hosts, credentials, proxies.
+    pub registry: RegistryOptions,
+    /// Bulk transfers.
+    pub engine: EngineOptions,
+}
+
+/// Reaches images, wherever they are. Dropping it ends every transfer.
+pub struct Images {
+    options: SourceOptions,
+    engine: Arc<Engine>,
+    runtime: Runtime,
+}
+
+/// The control plane waits for networks; two threads see to a hundred hosts.
+const CONTROL_THREADS: usize = 2;
+
+impl Images {
+    /// Start the engine and the registry client.
+    pub fn start(options: ImagesOptions) -> Result<Self, ImageError> {
+        let start = |error: std::io::Error| ImageError::Start(Box::new(error));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(CONTROL_THREADS)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .map_err(start)?;
+        let engine = Arc::new(Engine::start(options.engine)?);
+        let opening = Arc::clone(&engine);
+        let options = SourceOptions {
+            registry: Registry::new(options.registry)?,
+            opener: Arc::new(move |digest, size, locate| {
+                opening.open(BlobSpec { digest, size }, locate)
+            }),
+            pool: ReadPool::start(READERS_DEFAULT).map_err(start)?,
+            runtime: runtime.handle().clone(),
+        };
+        Ok(Self { options, engine, runtime })
+    }
+
+    /// The engine that moves the bytes.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Runs the waiting for registries.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    fn pool(&self) -> &ReadPool {
+        &self.options.pool
+    }
+
+    /// A place that images can be read from, and pushed to.
+    pub fn source(&self, name: &ImageRef) -> Result<Source, ImageError> {
+        Ok(Source::open(name, &self.options)?)
+    }
+
+    /// Find an image and read its documents; of an index the image for `platform`.
+    pub fn find(&self, name: &ImageRef, platform: &Platform) -> Result<Image, ImageError> {
+        let source = self.source(name)?;
+        let documents = self.runtime.block_on(source.resolve(platform))?;
+        Ok(Image { source, documents })
+    }
+}
+
+/// One image of one platform.
+pub struct Image {
+    /// Where it is.
+    pub source: Source,
+    /// What it says of itself.
+    pub documents: ResolvedImage,
+}
+
+impl Image {
+    /// Bytes of all layers, compressed.
+    pub fn compressed_bytes(&self) -> u64 {
+        self.documents.layers().iter().map(|layer| layer.size).sum()
+    }
+
+    /// Layers with the digests of their tars, the lowest first.
+    pub fn layers(&self) -> impl Iterator<Item = (&Descriptor, Digest)> {
+        self.documents.layers().iter().zip(self.documents.config.diff_ids().iter().copied())
+    }
+}

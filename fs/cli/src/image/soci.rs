@@ -1,0 +1,70 @@
+//! Finding the SOCI index of an image.
+//!
+//! Version 2 is named by the image's own manifest; version 1 refers to it, and is found through the
+//! referrers API or, where a registry has none, under the fall-back tag.
+
+use spanfs_layer::Digest;
+use spanfs_layer::soci::{SociIndex, Version, index_digest};
+
+use super::{Image, ImageError, Images};
+
+/// What was found about the image's SOCI index.
+#[derive(Clone, Debug)]
+pub enum Discovery {
+    /// An index.
+    Found {
+        /// Its digest.
+        digest: Digest,
+        /// The index.
+        index: Box<SociIndex>,
+        /// By what it was found, for people: `annotation` or `referrers`.
+        by: &'static str,
+    },
+    /// None, and why. The image is served all the same, whole layer by whole layer.
+    None {
+        /// For people.
+        reason: String,
+    },
+}
+
+impl Discovery {
+    /// The index, if there is one.
+    pub fn index(&self) -> Option<&SociIndex> {
+        match self {
+            Self::Found { index, .. } => Some(index),
+            Self::None { .. } => None,
+        }
+    }
+}
+
+impl Images {
+    /// Look for the image's SOCI index. A broken one is as good as none: the reason tells.
+    pub fn discover(&self, image: &Image) -> Discovery {
+        self.runtime.block_on(discover(image)).unwrap_or_else(|error| Discovery::None {
+            reason: format!("the SOCI index can't be used: {error}"),
+        })
+    }
+}
+
+async fn discover(image: &Image) -> Result<Discovery, ImageError> {
+    if let Some(text) = index_digest(&image.documents.manifest) {
+        let digest = text.parse().map_err(|error| {
+            ImageError::Corrupt(format!("the manifest names the SOCI index {text:?}: {error}"))
+        })?;
+        return read(image, digest, "annotation").await;
+    }
+    let artifact_type = Version::V1.artifact_type();
+    let manifest = &image.documents.descriptor.digest;
+    let referrers = image.source.referrers(manifest, Some(artifact_type)).await?;
+    match referrers.first() {
+        Some(found) => read(image, found.digest, "referrers").await,
+        None => Ok(Discovery::None { reason: "nobody has indexed this image".to_owned() }),
+    }
+}
+
+async fn read(image: &Image, digest: Digest, by: &'static str) -> Result<Discovery, ImageError> {
+    let raw = image.source.manifest(&digest).await?;
+    let index = SociIndex::parse(&raw.bytes)
+        .map_err(|error| ImageError::Corrupt(format!("SOCI index {digest}: {error}")))?;
+    Ok(Discovery::Found { digest, index: Box::new(index), by })
+}
