@@ -1,0 +1,293 @@
+//! The command line, as it is typed. What it means on this machine is for [`crate::settings`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use spanfs_layer::Digest;
+
+use crate::quantity::{Bytes, Rate};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed: network, kernel, disk
+  2  the command line is wrong
+  3  not found: image, layer, path, mount
+  4  refused: credentials or permission
+  5  corrupt: content is not what its digest promises
+`spanfs run` exits with the program's own code (128 + signal where one ended it).
+
+Environment:
+  SPANFS_USERNAME, SPANFS_PASSWORD  credentials, before those of ~/.docker/config.json
+  SPANFS_CACHE_DIR                  see --cache-dir
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY proxies, as everywhere";
+
+/// Start containers before their image is downloaded.
+///
+/// spanfs shows an image as a filesystem at once and fetches what is read, when it is read.
+#[derive(Debug, Parser)]
+#[command(name = "spanfs", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as
+    /// `spanfs_fetch=debug`.
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
+    pub(crate) log: String,
+    /// Print results as JSON, and no progress.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print no progress.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show an image (or one layer of it) in a directory.
+    Mount(Mount),
+    /// Take a mount away.
+    #[command(visible_alias = "unmount")]
+    Umount(Umount),
+    /// Run a program of an image in mount namespace of its own.
+    Run(Run),
+    /// Build the zTOCs of an image and its SOCI index.
+    Index(Index),
+    /// Say what an image, a SOCI index or a zTOC consists of.
+    Inspect(Inspect),
+    /// Write one file of an image to stdout.
+    Cat(Cat),
+    /// Say how the mounts of this machine are doing.
+    Status(Status),
+    /// Show what spanfs is good for, on this machine, in a minute.
+    Demo(Demo),
+    /// Print shell completions.
+    Completions(Completions),
+    /// Print the manual page, or write all of them into a directory.
+    Man(Man),
+    /// Run the program of `run` inside its namespace.
+    #[command(name = "__enter", hide = true)]
+    Enter(Enter),
+}
+
+/// Which image, and how to get at it.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Image {
+    /// `[HOST/]NAME[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`.
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Platform to choose from an index: `OS/ARCHITECTURE[/VARIANT]`; this machine's unless given.
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+/// How to talk to registries.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Access {
+    /// Speak HTTP without TLS, also to other hosts than localhost.
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// Directory of containerd's `HOST/hosts.toml` files: mirrors, certificates, headers.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) hosts_dir: Option<PathBuf>,
+}
+
+/// What is kept, and how much is fetched.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Keep {
+    /// Where layers are kept [default: /var/cache/spanfs as root, else ~/.cache/spanfs].
+    #[arg(long, value_name = "DIR", env = "SPANFS_CACHE_DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Bytes that layers may take there before unused ones go, such as 20G [default: 20G].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) cache_size: Option<Bytes>,
+    /// Bytes of memory for what is being fetched and inflated [default: 256M].
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory_limit: Option<Bytes>,
+    /// Fetch only what is read; do not complete the image in the background.
+    #[arg(long)]
+    pub(crate) no_background: bool,
+    /// Bytes per second that the background may fetch, such as 10M.
+    #[arg(long, value_name = "RATE", conflicts_with = "no_background")]
+    pub(crate) background_bandwidth: Option<Rate>,
+}
+
+/// How layers are shown.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Show {
+    /// erofs needs root and Linux 6.12; inode is FUSE alone.
+    #[arg(long, value_enum, default_value_t = FrontChoice::Auto)]
+    pub(crate) front: FrontChoice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FrontChoice {
+    /// The best that works here.
+    Auto,
+    /// EROFS, over a one-file FUSE mount while the layer is incomplete.
+    Erofs,
+    /// FUSE inodes.
+    Inode,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Mount {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// Where to show it: an existing, empty directory.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: PathBuf,
+    /// Show this layer alone, whiteouts as overlayfs has them.
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) layer: Option<Digest>,
+    /// Stay in the foreground until Ctrl-C or `spanfs umount`.
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Take changes, which are gone with the mount (overlayfs; root alone).
+    #[arg(long, conflicts_with = "layer")]
+    pub(crate) rw: bool,
+    #[command(flatten)]
+    pub(crate) show: Show,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
+    /// The process behind a background mount: it reports to stdout when the mount is there.
+    #[arg(long, hide = true)]
+    pub(crate) background_process: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Umount {
+    /// Where the image is shown.
+    #[arg(value_name = "DIR", required_unless_present = "all", value_hint = ValueHint::DirPath)]
+    pub(crate) directories: Vec<PathBuf>,
+    /// All mounts of `spanfs mount` that are yours.
+    #[arg(long, conflicts_with = "directories")]
+    pub(crate) all: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// Program and arguments; the image's own unless given.
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+    /// Environment variable, on top of the image's.
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Working directory instead of the image's.
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User instead of the image's: `NAME|UID[:NAME|GID]`.
+    #[arg(long, short, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Show the image read-only.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    #[command(flatten)]
+    pub(crate) show: Show,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Index {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// Where the result goes: `oci:DIR[:TAG]`, or a registry reference to push to. Without it: back
+    /// to the image's own place (for v1), or nowhere but the report.
+    #[arg(long, short, value_name = "TARGET")]
+    pub(crate) output: Option<String>,
+    /// v2: a converted image that names its index; v1: an index that refers to the image.
+    #[arg(long, value_enum, default_value_t = IndexFormat::V2)]
+    pub(crate) format: IndexFormat,
+    /// Uncompressed bytes between restart points.
+    #[arg(long, value_name = "BYTES", default_value = "4M")]
+    pub(crate) span_size: Bytes,
+    /// Layers below this size get no zTOC.
+    #[arg(long, value_name = "BYTES", default_value = "10M")]
+    pub(crate) min_layer_size: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IndexFormat {
+    /// SOCI index v1, found by the referrers API or its fall-back tag.
+    V1,
+    /// SOCI index v2, inside a converted image.
+    V2,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// Show the zTOC of this layer: its entries and spans.
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) layer: Option<Digest>,
+    /// With --layer: list every span.
+    #[arg(long, requires = "layer")]
+    pub(crate) spans: bool,
+    /// With --layer: list every entry of the tar.
+    #[arg(long, requires = "layer")]
+    pub(crate) files: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Cat {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// File in the image; symbolic links are followed inside it.
+    #[arg(value_name = "PATH")]
+    pub(crate) path: String,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Status {
+    /// Only the mount in this directory.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Demo {
+    /// Use this image, from where it is, instead of one made from this machine's programs.
+    #[arg(long, value_name = "REF")]
+    pub(crate) image: Option<String>,
+    /// Program to start in it, and its arguments.
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+    /// Uncompressed size of the image that is made.
+    #[arg(long, value_name = "BYTES", default_value = "300M", conflicts_with = "image")]
+    pub(crate) size: Bytes,
+    /// Link to pretend: unlimited, lan, cloud, wan or edge.
+    #[arg(long, value_name = "PRESET", default_value = "cloud", conflicts_with = "image")]
+    pub(crate) link: String,
+    /// Divide the link's bandwidth by this: the image is small beside those of the cloud.
+    #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "image")]
+    pub(crate) slower: u64,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Completions {
+    /// Shell.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Man {
+    /// Write one page per command into this directory.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) directory: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Enter {
+    /// What to run, as JSON.
+    pub(crate) program: String,
+}

@@ -1,0 +1,10 @@
+//! The subcommands, one file each.
+
+pub(crate) mod cat;
+pub(crate) mod index;
+pub(crate) mod inspect;
+pub(crate) mod manual;
+pub(crate) mod mount;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod umount;

@@ -1,0 +1,187 @@
+//! `spanfs mount`: one process per mount, which lives as long as it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc::{Sender, channel};
+
+use serde_json::{Value, json};
+use spanfs_mount::overlay::Upper;
+use tempfile::TempDir;
+
+use crate::arguments::Mount;
+use crate::background;
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+use crate::runtime::{self, Ask, Asked};
+use crate::session::{Mounting, Session};
+use crate::settings::{self, Facts, Keeping};
+use crate::signals::{self, Signal};
+
+/// What a mount process waits for.
+enum Event {
+    Signal,
+    Asked(Asked),
+}
+
+impl From<Signal> for Event {
+    fn from(_: Signal) -> Self {
+        Self::Signal
+    }
+}
+
+impl From<Asked> for Event {
+    fn from(asked: Asked) -> Self {
+        Self::Asked(asked)
+    }
+}
+
+pub(crate) fn mount(arguments: &Mount, output: &Output) -> Result<ExitCode, Failure> {
+    let facts = Facts::gather();
+    let keeping = settings::keeping(&arguments.keep, &facts)?;
+    let directory = check_directory(&arguments.directory)?;
+    if !arguments.foreground && !arguments.background_process {
+        return match background::start()? {
+            Ok(report) => {
+                tell(&report, output);
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(code) => Ok(code),
+        };
+    }
+    serve(arguments, &keeping, &facts, &directory, output).map(|()| ExitCode::SUCCESS)
+}
+
+fn tell(report: &Value, output: &Output) {
+    if output.json {
+        return output.json(report);
+    }
+    let text = |key: &str| report[key].as_str().unwrap_or_default().to_owned();
+    let (directory, front, reason) = (text("directory"), text("front"), text("reason"));
+    output.note(format_args!("mounted {} at {directory}", text("image")));
+    output.note(format_args!("shown by {front}: {reason}; spanfs umount {directory} ends it"));
+}
+
+/// The directory, as the kernel will name it.
+fn check_directory(directory: &Path) -> Result<PathBuf, Failure> {
+    let attempted = format!("mounting at {}", directory.display());
+    let failed = |error: std::io::Error| {
+        Failure::io(attempted.clone(), &error).advise(format!("mkdir -p {}", directory.display()))
+    };
+    let directory = directory.canonicalize().map_err(failed)?;
+    let mut entries = fs::read_dir(&directory).map_err(failed)?;
+    if entries.next().is_some() {
+        let reason = "the directory is not empty, and the mount would hide what is in it";
+        return Err(Failure::new(Code::Failed, attempted, reason));
+    }
+    Ok(directory)
+}
+
+fn serve(
+    arguments: &Mount,
+    keeping: &Keeping,
+    facts: &Facts,
+    directory: &Path,
+    output: &Output,
+) -> Result<(), Failure> {
+    let attempted = || format!("mounting {} at {}", arguments.image.image, directory.display());
+    let io = |error: std::io::Error| Failure::io(attempted(), &error);
+    let reaching = settings::reaching(&arguments.image.access, facts)?;
+    let (sender, events) = channel::<Event>();
+    let orderly = signals::listen(sender.clone()).map_err(io)?;
+    let only = arguments.layer.as_ref();
+    let mut session = Session::open(&arguments.image, only, keeping, &reaching, output)?;
+    // Nothing was mounted so far, and a signal could simply end us; from here on it may not.
+    orderly.begin();
+    let mut mounting =
+        Mounting::of(directory, arguments.show.front, runtime::directory()?.join("mounts"));
+    mounting.bare_layer = arguments.layer.is_some();
+    let changes = arguments.rw.then(|| Changes::make(&keeping.cache_dir)).transpose()?;
+    mounting.upper = changes.as_ref().map(Changes::upper);
+    session.mount(&mounting)?;
+    let socket = serve_socket(directory, sender).map_err(io)?;
+    let facts_of_mount = MountFacts {
+        directory: directory.to_owned(),
+        image: arguments.image.image.clone(),
+        cache_dir: keeping.cache_dir.clone(),
+    };
+    let report = facts_of_mount.report(&session);
+    if arguments.background_process {
+        background::report_and_detach(&report, &runtime::log(directory)?).map_err(io)?;
+    } else {
+        tell(&report, output);
+    }
+    let result = loop {
+        match events.recv() {
+            Ok(Event::Asked(Asked { ask: Ask::Status, answer })) => {
+                // Whoever asked may have gone.
+                drop(answer.send(facts_of_mount.report(&session)));
+            }
+            Ok(Event::Asked(Asked { ask: Ask::Unmount, answer })) => {
+                let result = session.end();
+                let reply = match &result {
+                    Ok(()) => json!({ "directory": directory }),
+                    Err(failure) => json!({ "error": failure.to_string() }),
+                };
+                drop(answer.send(reply));
+                break result;
+            }
+            Ok(Event::Signal) | Err(_) => break session.end(),
+        }
+    };
+    drop(socket);
+    if arguments.background_process && result.is_ok() {
+        // Whoever needs it after a clean end has a copy.
+        drop(fs::remove_file(runtime::log(directory)?));
+    }
+    // The answer over the socket is written by a thread that must not be cut off.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    drop(changes);
+    result
+}
+
+fn serve_socket(directory: &Path, events: Sender<Event>) -> std::io::Result<runtime::Served> {
+    let socket = runtime::socket(directory).map_err(std::io::Error::other)?;
+    runtime::serve(&socket, events)
+}
+
+/// Where a writable mount's changes go, until it ends.
+struct Changes(TempDir);
+
+impl Changes {
+    fn make(cache_dir: &Path) -> Result<Self, Failure> {
+        let attempted = format!("making a directory for changes in {}", cache_dir.display());
+        let make = || {
+            let directory = tempfile::Builder::new().prefix("changes-").tempdir_in(cache_dir)?;
+            fs::create_dir(directory.path().join("upper"))?;
+            fs::create_dir(directory.path().join("work"))?;
+            Ok(Self(directory))
+        };
+        make().map_err(|error: std::io::Error| Failure::io(attempted, &error))
+    }
+
+    fn upper(&self) -> Upper {
+        Upper { upper: self.0.path().join("upper"), work: self.0.path().join("work") }
+    }
+}
+
+/// What a mount process says of itself besides the state of its layers.
+struct MountFacts {
+    directory: PathBuf,
+    image: String,
+    cache_dir: PathBuf,
+}
+
+impl MountFacts {
+    fn report(&self, session: &Session) -> Value {
+        let status = session.status();
+        let mut report = serde_json::to_value(&status).unwrap_or_default();
+        if let Value::Object(fields) = &mut report {
+            fields.insert("directory".into(), json!(self.directory));
+            fields.insert("image".into(), json!(self.image));
+            fields.insert("cache_dir".into(), json!(self.cache_dir));
+            fields.insert("pid".into(), json!(std::process::id()));
+        }
+        report
+    }
+}

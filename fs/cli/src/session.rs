@@ -1,0 +1,337 @@
+//! One command's hold on one image: reached, opened, perhaps mounted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use spanfs::image::{
+    Discovery, How, Image, ImageError, Images, ImagesOptions, LayerSource, Layers,
+};
+use spanfs::mounted::{MountStatus, Mounted, ShowError, ShowOptions, show};
+use spanfs_cache::{
+    Background as CacheBackground, Cache, CacheOptions, Image as Prefetch, ImageSpec,
+};
+use spanfs_fetch::{
+    Class, CredentialSource, ImageRef, Login, ProxyOptions, RegistryOptions, Secret,
+};
+use spanfs_layer::Digest;
+use spanfs_layer::oci::{Descriptor, ImageConfig, Platform};
+use spanfs_mount::overlay::Upper;
+use spanfs_mount::policy::Front;
+use spanfs_mount::start_set::{StartConfig, StartSet, StartSetOptions, drive};
+
+use crate::arguments::{self, FrontChoice};
+use crate::failure::{Code, Failure};
+use crate::output::{Bar, Output};
+use crate::settings::{Background, Keeping, Reaching};
+
+/// Time for readers of a mount that is taken away.
+const UNMOUNT_TIME: Duration = Duration::from_secs(5);
+
+/// How an image is reached.
+pub(crate) struct Reached {
+    pub(crate) images: Images,
+    pub(crate) image: Image,
+    pub(crate) discovery: Discovery,
+    pub(crate) name: String,
+}
+
+impl Reached {
+    pub(crate) fn find(asked: &arguments::Image, reaching: &Reaching) -> Result<Self, Failure> {
+        let attempted = || format!("finding the image {}", asked.image);
+        let failed = |error: ImageError| image_failure(attempted(), &error);
+        let name: ImageRef = asked.image.parse().map_err(|error| {
+            Failure::caused(Code::Usage, attempted(), &error).advise(NAME_ADVICE)
+        })?;
+        let platform = match &asked.platform {
+            None => Platform::host(),
+            Some(text) => text.parse().map_err(|error| {
+                Failure::caused(Code::Usage, format!("reading the platform {text:?}"), &error)
+            })?,
+        };
+        let images = Images::start(images_options(reaching)).map_err(failed)?;
+        let image = images.find(&name, &platform).map_err(failed)?;
+        let discovery = images.discover(&image);
+        if let Discovery::None { reason } = &discovery {
+            tracing::info!(image = %name, reason, "no SOCI index");
+        }
+        Ok(Self { images, image, discovery, name: asked.image.clone() })
+    }
+}
+
+fn images_options(reaching: &Reaching) -> ImagesOptions {
+    let given = reaching.login.as_ref().map(|(username, password)| CredentialSource::Given {
+        host: None,
+        login: Login::Password {
+            username: username.clone(),
+            password: Secret::new(password.clone()),
+        },
+        name: "SPANFS_USERNAME".to_owned(),
+    });
+    let docker = reaching.docker_config.clone().map(CredentialSource::DockerConfig);
+    let proxies = ProxyOptions {
+        http: reaching.http_proxy.clone().map(Secret::new),
+        https: reaching.https_proxy.clone().map(Secret::new),
+        no_proxy: reaching.no_proxy.clone(),
+    };
+    let registry = RegistryOptions {
+        credentials: given.into_iter().chain(docker).collect(),
+        hosts_dirs: reaching.hosts_dirs.clone(),
+        plain_http: reaching.plain_http,
+        proxies,
+        ..RegistryOptions::default()
+    };
+    ImagesOptions { registry, ..ImagesOptions::default() }
+}
+
+/// An image whose layers are open.
+pub(crate) struct Session {
+    /// Before the layers, which it reads from.
+    mounted: Option<Mounted>,
+    prefetch: Option<Arc<Prefetch>>,
+    layers: Layers,
+    cache: Cache,
+    reached: Reached,
+    keeping: Keeping,
+}
+
+impl Session {
+    pub(crate) fn open(
+        asked: &arguments::Image,
+        only: Option<&Digest>,
+        keeping: &Keeping,
+        reaching: &Reaching,
+        output: &Output,
+    ) -> Result<Self, Failure> {
+        let reached = Reached::find(asked, reaching)?;
+        let attempted = || format!("opening the layers of {}", asked.image);
+        let failed = |error: ImageError| image_failure(attempted(), &error);
+        let mut options = CacheOptions::new(keeping.cache_dir.clone(), keeping.threads);
+        options.quota_bytes = Some(keeping.cache_bytes_max);
+        // A half each for what is on its way and for what a failing disk refuses.
+        options.fetch_bytes_max = options.fetch_bytes_max.min(keeping.memory_bytes_max / 2);
+        options.memory_bytes_max = options.memory_bytes_max.min(keeping.memory_bytes_max / 2);
+        let cache = Cache::open(options).map_err(|error| failed(error.into()))?;
+        let bars = Bars { output, bars: Mutex::default() };
+        let source = LayerSource {
+            cache: &cache,
+            directory: &keeping.cache_dir,
+            stop: &AtomicBool::new(false),
+            progress: &|descriptor, done| bars.set(descriptor, done),
+        };
+        let layers = reached
+            .images
+            .open_layers(&reached.image, &reached.discovery, only, &source)
+            .map_err(failed)?;
+        bars.finish();
+        for layer in &layers.layers {
+            if let How::Never(reason) = &layer.how {
+                tracing::info!(layer = %layer.descriptor.digest, reason, "fetched whole");
+            }
+        }
+        let (mounted, prefetch, keeping) = (None, None, keeping.clone());
+        Ok(Self { mounted, prefetch, layers, cache, reached, keeping })
+    }
+
+    pub(crate) fn config(&self) -> &ImageConfig {
+        &self.reached.image.documents.config
+    }
+
+    pub(crate) fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// Begin to fetch what nobody has read yet.
+    pub(crate) fn prefetch(&mut self) {
+        let background = match self.keeping.background {
+            Background::Off => CacheBackground::Off,
+            Background::Complete { bytes_per_second } => {
+                CacheBackground::On { bytes_per_second_max: bytes_per_second }
+            }
+        };
+        let layers = self.layers.layers.iter().filter_map(|layer| layer.spans.clone());
+        self.prefetch = Some(self.cache.image(ImageSpec {
+            layers: layers.collect(),
+            config: Some(self.reached.image.documents.manifest.config.digest),
+            background,
+            record: true,
+        }));
+    }
+
+    pub(crate) fn mount(&mut self, asked: &Mounting) -> Result<(), Failure> {
+        let options = ShowOptions {
+            front: match asked.front {
+                FrontChoice::Auto => None,
+                FrontChoice::Erofs => Some(Front::Erofs),
+                FrontChoice::Inode => Some(Front::Inode),
+            },
+            state: asked.state.clone(),
+            indexes: self.keeping.cache_dir.join("indexes"),
+            upper: asked.upper.clone(),
+            bare_layer: asked.bare_layer,
+        };
+        self.prefetch();
+        let mounted = show(&self.layers, &asked.directory, &options).map_err(|error| {
+            let place = asked.directory.display();
+            show_failure(format!("mounting {} at {place}", self.reached.name), &error)
+        })?;
+        self.mounted = Some(mounted);
+        if !asked.bare_layer {
+            self.expect_start(&asked.command);
+        }
+        Ok(())
+    }
+
+    /// Fetch what the image's program will probably read, on a thread of its own. A guess: what goes
+    /// wrong here costs only time.
+    fn expect_start(&self, command: &[String]) {
+        let Some(prefetch) = self.prefetch.clone().filter(|it| it.status().trace_runs == 0) else {
+            return;
+        };
+        // The prefetcher counts lazy layers alone, the tree all of them.
+        let opened = &self.layers.layers;
+        let lazy: Vec<Option<usize>> = opened
+            .iter()
+            .scan(0, |next, layer| {
+                let number = layer.spans.as_ref().map(|_| *next);
+                *next += usize::from(number.is_some());
+                Some(number)
+            })
+            .collect();
+        let layers = self.layers.clone();
+        let config = start_config(self.config(), command);
+        let work = move || {
+            let Ok(tree) = layers.merged() else { return };
+            let contents: Vec<_> = layers.layers.iter().map(|it| it.content.clone()).collect();
+            let set = StartSet::new(Arc::new(tree), config, StartSetOptions::default());
+            drive(set, &contents, START_SET_TIME_MAX, |wanted| {
+                if let Some(Some(layer)) = lazy.get(usize::from(wanted.layer)) {
+                    prefetch.expect(&[(*layer, wanted.range)]);
+                }
+            });
+        };
+        if let Err(error) = std::thread::Builder::new().name("start-set".into()).spawn(work) {
+            tracing::warn!(%error, "the start set is not predicted");
+        }
+    }
+
+    pub(crate) fn status(&self) -> Option<MountStatus> {
+        self.mounted.as_ref().map(Mounted::status)
+    }
+
+    /// Take the mount away.
+    pub(crate) fn end(&mut self) -> Result<(), Failure> {
+        let Some(mounted) = self.mounted.take() else { return Ok(()) };
+        mounted.unmount(UNMOUNT_TIME).map(drop).map_err(|error| {
+            Failure::caused(Code::Failed, format!("unmounting {}", self.reached.name), &error)
+        })
+    }
+}
+
+/// A start is over by then, or its guess came too late.
+const START_SET_TIME_MAX: Duration = Duration::from_secs(20);
+
+fn start_config(config: &ImageConfig, command: &[String]) -> StartConfig {
+    let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
+    let config = &config.config;
+    let (entrypoint, cmd) = match command.is_empty() {
+        true => (bytes(&config.entrypoint), bytes(&config.cmd)),
+        false => (Vec::new(), bytes(command)),
+    };
+    StartConfig {
+        entrypoint,
+        cmd,
+        env: bytes(&config.env),
+        workdir: config.working_dir.clone().into_bytes(),
+    }
+}
+
+/// Where and how to mount.
+#[derive(Clone, Debug)]
+pub(crate) struct Mounting {
+    pub(crate) directory: PathBuf,
+    pub(crate) front: FrontChoice,
+    pub(crate) state: PathBuf,
+    pub(crate) upper: Option<Upper>,
+    pub(crate) bare_layer: bool,
+    /// What will be started, if not the image's own program.
+    pub(crate) command: Vec<String>,
+}
+
+impl Mounting {
+    /// An image, read-only.
+    pub(crate) fn of(directory: &Path, front: FrontChoice, state: PathBuf) -> Self {
+        let (upper, bare_layer, command) = (None, false, Vec::new());
+        Self { directory: directory.to_owned(), front, state, upper, bare_layer, command }
+    }
+}
+
+/// Progress of layers fetched whole.
+struct Bars<'a> {
+    output: &'a Output,
+    bars: Mutex<Vec<(Digest, Bar)>>,
+}
+
+impl Bars<'_> {
+    fn set(&self, descriptor: &Descriptor, done: u64) {
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        let digest = descriptor.digest;
+        let known = bars.iter().position(|(known, _)| *known == digest);
+        let number = known.unwrap_or_else(|| {
+            let label = format!("fetching {:.19}", digest.to_string());
+            bars.push((digest, self.output.bar(&label, descriptor.size)));
+            bars.len() - 1
+        });
+        if let Some((_, bar)) = bars.get_mut(number) {
+            bar.set(done);
+        }
+    }
+
+    fn finish(self) {
+        let bars = self.bars.into_inner().unwrap_or_else(PoisonError::into_inner);
+        bars.into_iter().for_each(|(_, bar)| bar.clear());
+    }
+}
+
+const NAME_ADVICE: &str = "write HOST/NAME:TAG, oci:DIR[:TAG] or oci-archive:FILE[:TAG]";
+
+/// A failed image, with its exit code and what to do about it.
+pub(crate) fn image_failure(attempted: String, error: &ImageError) -> Failure {
+    if error.is_usage() {
+        return Failure::caused(Code::Usage, attempted, error).advise(NAME_ADVICE);
+    }
+    let code = code_of(error.class());
+    let failure = Failure::caused(code, attempted, error);
+    match code {
+        Code::NotFound => failure.advise("check the name, the tag and --platform"),
+        Code::Refused => {
+            failure.advise("log in (docker login), or set SPANFS_USERNAME and SPANFS_PASSWORD")
+        }
+        Code::Corrupt => failure.advise("push the image again, or report it to who made it"),
+        _ => failure.advise("check that the registry can be reached, and try again"),
+    }
+}
+
+pub(crate) fn code_of(class: Class) -> Code {
+    match class {
+        Class::Gone => Code::NotFound,
+        Class::Refused => Code::Refused,
+        Class::Corrupt => Code::Corrupt,
+        Class::Retry | Class::Cancelled => Code::Failed,
+    }
+}
+
+fn show_failure(attempted: String, error: &ShowError) -> Failure {
+    match error {
+        ShowError::Image(error) => image_failure(attempted, error),
+        ShowError::NoFront(_) => Failure::caused(Code::Failed, attempted, error).advise(
+            "run as root, or install fuse3 for fusermount3; spanfs cat needs no mount at all",
+        ),
+        ShowError::Unprivileged => Failure::caused(Code::Refused, attempted, error)
+            .advise("run as root, or use spanfs run, which is writable without root"),
+        _ => Failure::caused(Code::Failed, attempted, error),
+    }
+}
