@@ -7,6 +7,10 @@
 //! read and its SOCI index found; [`image::Layers`] are its layers, opened in the cache;
 //! [`mounted::show`] mounts them.
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::result_large_err,
+    reason = "errors carry digests by value, and are made once per image, not per read"
+)]
 
 pub mod image;
 pub mod index;

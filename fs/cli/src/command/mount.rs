@@ -120,7 +120,7 @@ fn serve(
             Ok(Event::Asked(Asked { ask: Ask::Unmount, answer })) => {
                 let result = session.end();
                 let reply = match &result {
-                    Ok(()) => json!({ "directory": directory }),
+                    Ok(()) => json!({ "directory": directory, "pid": std::process::id() }),
                     Err(failure) => json!({ "error": failure.to_string() }),
                 };
                 drop(answer.send(reply));

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use rustix::process::{Pid, kill_process};
 use spanfs_layer::oci::ImageConfig;
+use tempfile::TempDir;
 
 use crate::arguments::Run;
 use crate::enter::Program;
@@ -28,17 +29,16 @@ pub(crate) fn run(arguments: &Run, output: &Output) -> Result<ExitCode, Failure>
     let facts = Facts::gather();
     let keeping = settings::keeping(&arguments.keep, &facts)?;
     let reaching = settings::reaching(&arguments.image.access, &facts)?;
-    let scratch = tempfile::Builder::new()
-        .prefix("spanfs-run-")
-        .tempdir()
-        .map_err(|error| Failure::io("making a scratch directory", &error))?;
+    let scratch =
+        Scratch::make().map_err(|error| Failure::io("making a scratch directory", &error))?;
     let privilege = namespace::enter().map_err(|error| {
         Failure::io(attempted(), &error).advise(
             "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
              kernel.apparmor_restrict_unprivileged_userns=0), or run as root",
         )
     })?;
-    let places = Places::make(scratch.path()).map_err(|error| Failure::io(attempted(), &error))?;
+    let places =
+        Places::make(scratch.0.path()).map_err(|error| Failure::io(attempted(), &error))?;
     let (sender, events) = channel();
     let orderly = signals::listen(sender).map_err(|error| Failure::io(attempted(), &error))?;
 
@@ -54,12 +54,27 @@ pub(crate) fn run(arguments: &Run, output: &Output) -> Result<ExitCode, Failure>
     let ended = namespace::detach(&root).map_err(|error| Failure::io(attempted(), &error));
     let ended = ended.and(session.end());
     drop(session);
-    let gone = namespace::detach(scratch.path()).and_then(|()| scratch.close());
-    if let Err(error) = gone {
-        tracing::warn!(%error, "the scratch directory stays");
-    }
+    drop(scratch);
     ended?;
     Ok(exit_code(status))
+}
+
+/// A directory for a run's tmpfs, gone with it, also when something fails on the way.
+struct Scratch(TempDir);
+
+impl Scratch {
+    fn make() -> io::Result<Self> {
+        tempfile::Builder::new().prefix("spanfs-run-").tempdir().map(Self)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing is mounted there yet if the namespace was refused; then the directory is empty.
+        if let Err(error) = namespace::detach(self.0.path()) {
+            tracing::debug!(%error, "nothing to detach");
+        }
+    }
 }
 
 /// Directories of a run, on a tmpfs that is gone with the namespace.

@@ -1,13 +1,18 @@
 //! `spanfs umount`: ask the process behind a mount to end it; take away what a dead one left.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::arguments::Umount;
 use crate::failure::{Code, Failure};
 use crate::output::Output;
 use crate::runtime::{self, Ask, UNMOUNT_TIME_MAX};
+
+/// A process that has unmounted ends within moments.
+const END_TIME_MAX: Duration = Duration::from_secs(10);
+const END_POLL: Duration = Duration::from_millis(10);
 
 pub(crate) fn umount(arguments: &Umount, output: &Output) -> Result<(), Failure> {
     let sockets = if arguments.all {
@@ -54,9 +59,22 @@ fn end(directory: Option<&Path>, socket: &Path) -> Result<Option<PathBuf>, Failu
         Some(answer) => match answer["error"].as_str() {
             Some(reason) => Err(Failure::new(Code::Failed, attempted, reason)
                 .advise("end the programs that use it (fuser -m DIR) and try again")),
-            None => Ok(answer["directory"].as_str().map(PathBuf::from)),
+            None => {
+                wait_for_end(&answer["pid"]);
+                Ok(answer["directory"].as_str().map(PathBuf::from))
+            }
         },
         None => take_away(directory, socket, attempted),
+    }
+}
+
+/// The mount is gone; its process still closes the cache. Whoever removes that next must not race it.
+fn wait_for_end(pid: &Value) {
+    let Some(pid) = pid.as_u64() else { return };
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let until = Instant::now() + END_TIME_MAX;
+    while process.exists() && Instant::now() < until {
+        std::thread::sleep(END_POLL);
     }
 }
 

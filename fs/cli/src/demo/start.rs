@@ -78,6 +78,8 @@ pub(super) fn mount_and_start(
         registry.reset_stats();
     }
     let mut command = stages.again("run");
+    // The figures are to show what a start needs, not what idle time adds.
+    command.arg("--no-background");
     if !stages.command.is_empty() {
         command.arg("--").args(stages.command);
     }
