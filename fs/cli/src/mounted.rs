@@ -5,22 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use spanfs_cache::{Content, Verification};
-use spanfs_layer::erofs::{self, DataCopy, Device};
-use spanfs_layer::tree::{OpaqueXattr, Tree, TreeOptions, Whiteouts};
-use spanfs_layer::{Digest, UncompressedOffset};
+use spanfs_layer::tree::{Tree, TreeOptions};
 use spanfs_mount::overlay::{OverlayError, OverlayOptions, Upper};
 use spanfs_mount::policy::{self, Choice, Front, NoFront};
 use spanfs_mount::probe::Facts;
 use spanfs_mount::transport::fuse3::Privilege;
 use spanfs_mount::{
-    Busy, Ended, Layer as MountLayer, Mount, MountError, Mounter, MounterOptions, Shown,
-    UnmountError, overlay, record, unmount,
+    Busy, Ended, Mount, MountError, Mounter, MounterOptions, Shown, UnmountError, overlay, record,
+    unmount,
 };
 
-use crate::image::{ImageError, Layers, OpenLayer, replace};
-use crate::side_by_side::{cores, side_by_side};
+use crate::image::{ImageError, Layers, OpenLayer};
+use crate::layer_index::indexed;
 
 /// How layers are shown.
 #[derive(Clone, Debug)]
@@ -117,7 +115,7 @@ impl Mounted {
         let mounter = &self._mounter;
         match self.choice.front {
             Front::Erofs => {
-                let layers = indexed(&self.layers, options)?;
+                let layers = indexed(&self.layers, options.bare_layer, &options.indexes)?;
                 self.mount = Some(match (&layers[..], options.bare_layer) {
                     ([layer], true) => mounter.layer(layer, mount_point)?,
                     _ => {
@@ -213,87 +211,6 @@ fn inode_tree(layers: &Layers, bare_layer: bool) -> Result<Tree, ImageError> {
         ([layer], true) => layer.tree(TreeOptions::default()),
         _ => layers.merged(),
     }
-}
-
-/// Layers with their indexes, made side by side where they are not kept.
-fn indexed(layers: &Layers, options: &ShowOptions) -> Result<Vec<MountLayer>, ShowError> {
-    fs::create_dir_all(&options.indexes)
-        .map_err(|source| ShowError::State { path: options.indexes.clone(), source })?;
-    let made = side_by_side(&layers.layers, cores(), |number, layer| {
-        // Nothing lies below the lowest layer of an image.
-        with_index(layer, number == 0 && !options.bare_layer, &options.indexes)
-    });
-    made.into_iter().collect()
-}
-
-/// What is to be known of a kept index. Changing it makes older ones be made anew.
-#[derive(Serialize, Deserialize)]
-struct IndexNote {
-    format: u32,
-    digest: Digest,
-    data_len: u64,
-    /// From, to, whereto.
-    copies: Vec<(u64, u64, u64)>,
-}
-
-const INDEX_FORMAT: u32 = 1;
-
-fn with_index(layer: &OpenLayer, lowest: bool, directory: &Path) -> Result<MountLayer, ShowError> {
-    let suffix = if lowest { "-lowest" } else { "" };
-    let path = directory.join(format!("{}{suffix}", layer.index_key()));
-    let note_path = path.with_extension("json");
-    let note = match kept(&path, &note_path) {
-        Some(note) => note,
-        None => make_index(layer, lowest, &path, &note_path)?,
-    };
-    let copy = |&(start, end, to): &(u64, u64, u64)| DataCopy {
-        device: 0,
-        from: UncompressedOffset(start)..UncompressedOffset(end),
-        to: UncompressedOffset(to),
-    };
-    Ok(MountLayer {
-        name: layer.descriptor.digest.to_string(),
-        content: Arc::clone(&layer.content),
-        index: path,
-        data_len: note.data_len,
-        copies: note.copies.iter().map(copy).collect(),
-    })
-}
-
-/// The kernel gets no index that is not byte for byte what we wrote.
-fn kept(path: &Path, note_path: &Path) -> Option<IndexNote> {
-    let note: IndexNote = serde_json::from_slice(&fs::read(note_path).ok()?).ok()?;
-    let sound = note.format == INDEX_FORMAT && Digest::of(&fs::read(path).ok()?) == note.digest;
-    sound.then_some(note)
-}
-
-fn make_index(
-    layer: &OpenLayer,
-    lowest: bool,
-    path: &Path,
-    note_path: &Path,
-) -> Result<IndexNote, ShowError> {
-    let whiteouts = if lowest { Whiteouts::Suppress } else { Whiteouts::Show };
-    let options =
-        TreeOptions { opaque_xattr: OpaqueXattr::Trusted, whiteouts, ..TreeOptions::default() };
-    let digest = layer.descriptor.digest;
-    let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
-    let tree = layer.tree(options)?;
-    let tag = digest.hex().to_string();
-    let tag = &tag.as_bytes()[..tag.len().min(64)];
-    let device = Device { len: layer.content.len(), tag };
-    let index = erofs::write(&tree, &[device]).map_err(|error| bad(error.to_string()))?;
-    let note = IndexNote {
-        format: INDEX_FORMAT,
-        digest: Digest::of(&index.bytes),
-        data_len: index.data_lens.first().copied().unwrap_or(device.len),
-        copies: index.copies.iter().map(|it| (it.from.start.0, it.from.end.0, it.to.0)).collect(),
-    };
-    let text = serde_json::to_vec(&note).unwrap_or_default();
-    replace(path, &index.bytes)
-        .and_then(|()| replace(note_path, &text))
-        .map_err(|source| ShowError::State { path: path.to_owned(), source })?;
-    Ok(note)
 }
 
 /// State of a mount.

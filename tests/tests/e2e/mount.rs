@@ -12,7 +12,7 @@ use crate::peers::{DockerRegistry, Guarded, able, fixture, run, skopeo_copy, spa
 use crate::token_server::TokenServer;
 use crate::trees::{self, look};
 
-const PEERS: &[&str] = &["docker-registry", "skopeo", "tar"];
+const PEERS: &[&str] = &["docker-registry", "skopeo"];
 
 /// Scratch of one test: a cache of its own, and mounts that go when it goes.
 struct Scratch {
@@ -67,29 +67,6 @@ impl Drop for Scratch {
     }
 }
 
-/// Blobs of the layers of a layout's only image, from the bottom up.
-fn layers_of(layout: &Path) -> Vec<PathBuf> {
-    let blob = |digest: &Value| {
-        let digest = digest.as_str().expect("digest").strip_prefix("sha256:").expect("sha256");
-        layout.join("blobs/sha256").join(digest)
-    };
-    let read = |path: PathBuf| -> Value {
-        serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON")
-    };
-    let index = read(layout.join("index.json"));
-    let manifest = read(blob(&index["manifests"][0]["digest"]));
-    let layers = manifest["layers"].as_array().expect("layers");
-    layers.iter().map(|layer| blob(&layer["digest"])).collect()
-}
-
-/// The root of a layout's image as GNU tar makes it.
-fn reference(layout: &Path, scratch: &Scratch) -> PathBuf {
-    let into = scratch.path("reference");
-    fs::create_dir_all(&into).expect("directory");
-    trees::extract(&layers_of(layout), &into);
-    into.join("root")
-}
-
 fn status(scratch: &Scratch) -> Value {
     let text = run(scratch.spanfs().args(["status", "--json"]));
     serde_json::from_str(&text).expect("JSON")
@@ -109,7 +86,7 @@ fn image_indexed_by_us_reads_right_in_every_byte() {
         &format!("docker://{image}"),
         &["--dest-tls-verify=false"],
     );
-    let expected = look(&reference(&plain, &scratch));
+    let expected = trees::golden();
     for front in ["erofs", "inode"] {
         for format in ["v1", "v2"] {
             let target = format!("{}/golden/{format}:1", registry.address);
@@ -147,7 +124,7 @@ fn image_indexed_by_the_peer_reads_right_in_every_byte() {
     }
     let registry = DockerRegistry::start(&Guarded::default());
     let scratch = Scratch::new();
-    let expected = look(&reference(&fixture("images/plain"), &scratch));
+    let expected = trees::golden();
     let image = format!("{}/golden/v2:1", registry.address);
     skopeo_copy(
         &format!("oci:{}", fixture("images/v2").display()),
@@ -166,7 +143,7 @@ fn image_without_index_is_verified_whole_and_shown() {
     }
     let scratch = Scratch::new();
     let plain = fixture("images/plain");
-    let expected = look(&reference(&plain, &scratch));
+    let expected = trees::golden();
     let root = scratch.mount(&format!("oci:{}:fixture", plain.display()), &[]);
     trees::assert_same(&expected, &look(&root));
     scratch.umount();
@@ -179,7 +156,7 @@ fn password_token_and_private_ca_are_honoured() {
     }
     let scratch = Scratch::new();
     let plain = fixture("images/plain");
-    let expected = look(&reference(&plain, &scratch));
+    let expected = trees::golden();
 
     let htpasswd = scratch.path("htpasswd");
     fs::write(&htpasswd, run(Command::new("htpasswd").args(["-Bbn", "user", "secret"])))
@@ -261,7 +238,7 @@ fn kill_9_leaves_nothing_that_the_next_mount_cannot_clean() {
     }
     let scratch = Scratch::new();
     let plain = fixture("images/plain");
-    let expected = look(&reference(&plain, &scratch));
+    let expected = trees::golden();
     let image = format!("oci:{}:fixture", plain.display());
     let root = scratch.mount(&image, &[]);
     trees::assert_same(&expected, &look(&root));

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use spanfs_layer::Digest;
 
 /// All that a program can see of a file.
@@ -124,62 +125,57 @@ pub(crate) fn assert_same(expected: &BTreeMap<PathBuf, Seen>, found: &BTreeMap<P
     );
 }
 
-/// The root that GNU tar and the whiteout rules make of layers, from the bottom up.
-pub(crate) fn extract(layers: &[PathBuf], into: &Path) {
-    for (number, layer) in layers.iter().enumerate() {
-        let own = into.join(format!(".layer-{number}"));
-        fs::create_dir(&own).expect("directory");
-        super::peers::run(
-            std::process::Command::new("tar")
-                .args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf"])
-                .arg(layer)
-                .arg("-C")
-                .arg(&own),
-        );
-        hide(&own, &into.join("root"), Path::new(""));
-        let script = r#"tar --xattrs --xattrs-include='*' --numeric-owner --format=posix --exclude='.wh.*' -C "$0" -cf - . |
-            tar --xattrs --xattrs-include='*' --numeric-owner -xpf - -C "$1""#;
-        fs::create_dir_all(into.join("root")).expect("directory");
-        super::peers::run(
-            std::process::Command::new("bash")
-                .args(["-o", "pipefail", "-c", script])
-                .arg(&own)
-                .arg(into.join("root")),
-        );
-        fs::remove_dir_all(&own).expect("remove");
+/// The merged root of the golden images, as the fixtures describe it.
+pub(crate) fn golden() -> BTreeMap<PathBuf, Seen> {
+    let text = fs::read_to_string(super::peers::fixture("images/tree.jsonl")).expect("fixture");
+    let rows: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let relative =
+        |path: &str| PathBuf::from(path.trim_start_matches("./").trim_start_matches('/'));
+    let mut tree: BTreeMap<PathBuf, Seen> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row["type"] != "hardlink" && row["path"] != "/") {
+        let text = |key: &str| row[key].as_str().unwrap_or_default();
+        let number = |key: &str| row[key].as_u64().unwrap_or_default();
+        let kind = match text("type") {
+            "dir" => "directory",
+            "reg" => "file",
+            "symlink" => "symlink",
+            other => panic!("{other} in the golden tree"),
+        };
+        let xattrs = row["xattrs_hex"].as_object().into_iter().flatten();
+        let seen = Seen {
+            kind,
+            mode: u32::from_str_radix(text("mode"), 8).expect("octal"),
+            owner: (number("uid") as u32, number("gid") as u32),
+            mtime: (
+                row["mtime"]["sec"].as_i64().expect("seconds"),
+                row["mtime"]["nsec"].as_i64().expect("nanoseconds"),
+            ),
+            nlink: u64::from(kind != "directory"),
+            rdev: 0,
+            target: text("linkname").as_bytes().to_owned(),
+            xattrs: xattrs
+                .map(|(k, v)| (k.clone().into_bytes(), hex(v.as_str().expect("hex"))))
+                .collect(),
+            content: (kind == "file").then(|| {
+                (number("size"), format!("sha256:{}", text("sha256")).parse().expect("digest"))
+            }),
+        };
+        tree.insert(relative(text("path")), seen);
     }
+    for row in rows.iter().filter(|row| row["type"] == "hardlink") {
+        let (path, target) = (row["path"].as_str(), row["linkname"].as_str());
+        let target = relative(target.expect("target"));
+        let first = tree.get_mut(&target).expect("the target of a hard link");
+        first.nlink += 1;
+        let other = first.clone();
+        tree.insert(relative(path.expect("path")), other);
+    }
+    assert!(tree.len() > 20, "the golden tree has {} paths", tree.len());
+    tree
 }
 
-/// Applies the whiteouts of `layer` to `root`.
-fn hide(layer: &Path, root: &Path, below: &Path) {
-    for entry in fs::read_dir(layer.join(below)).expect("readable") {
-        let entry = entry.expect("directory entry");
-        let name = entry.file_name();
-        let path = below.join(&name);
-        match name.as_bytes().strip_prefix(b".wh.") {
-            Some(b".wh..opq") => {
-                for lower in fs::read_dir(root.join(below)).into_iter().flatten() {
-                    remove(&lower.expect("directory entry").path());
-                }
-            }
-            Some(hidden) => remove(&root.join(below).join(OsStr::from_bytes(hidden))),
-            None => {
-                let kind = entry.file_type().expect("type");
-                let lower = fs::symlink_metadata(root.join(&path));
-                if kind.is_dir() && lower.as_ref().is_ok_and(|m| m.is_dir()) {
-                    hide(layer, root, &path);
-                } else if lower.is_ok() {
-                    remove(&root.join(&path));
-                }
-            }
-        }
-    }
-}
-
-fn remove(path: &Path) {
-    match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).expect("remove"),
-        Ok(_) => fs::remove_file(path).expect("remove"),
-        Err(_) => {}
-    }
+fn hex(text: &str) -> Vec<u8> {
+    let digits = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex");
+    (0..text.len()).step_by(2).map(digits).collect()
 }

@@ -208,6 +208,15 @@ impl OpenLayer {
 
     /// The tree of the layer.
     pub fn tree(&self, options: TreeOptions) -> Result<Tree, ImageError> {
+        self.tree_with(options, &[])
+    }
+
+    /// The tree of the layer as if `before` stood in front of its own entries.
+    pub(crate) fn tree_with(
+        &self,
+        options: TreeOptions,
+        before: &[Record],
+    ) -> Result<Tree, ImageError> {
         let digest = self.descriptor.digest;
         let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
         let mut builder = TreeBuilder::new(options);
@@ -220,7 +229,7 @@ impl OpenLayer {
                 &decoded
             }
         };
-        for record in records {
+        for record in before.iter().chain(records) {
             builder.push(record).map_err(|error| bad(error.to_string()))?;
         }
         builder.finish().map_err(|error| bad(error.to_string()))
@@ -239,5 +248,10 @@ impl Layers {
         let trees = self.trees(&TreeOptions::default())?;
         Tree::merge(&trees)
             .map_err(|fault| ImageError::Corrupt(format!("stacking the layers: {fault}")))
+    }
+
+    /// The layers below the one of that number.
+    pub(crate) fn below(&self, number: usize) -> Self {
+        Self { layers: self.layers.iter().take(number).cloned().collect() }
     }
 }
