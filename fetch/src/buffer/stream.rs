@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
@@ -54,6 +55,8 @@ pub struct Stream {
     asked: BTreeMap<u64, (Range<u64>, Ticket)>,
     ready: BTreeMap<u64, Fetched>,
     replies: (Sender<Reply>, Receiver<Reply>),
+    /// How long somebody has waited since the last reply.
+    silence: Duration,
 }
 
 type Reply = (Range<u64>, Result<Fetched, FetchError>);
@@ -86,6 +89,7 @@ impl Stream {
             ready: BTreeMap::new(),
             // Bounded by `chunks_max`: a want sends one reply.
             replies: unbounded(),
+            silence: Duration::ZERO,
         }
     }
 
@@ -94,14 +98,27 @@ impl Stream {
     /// # Errors
     /// What the chunk's want was replied; a further call asks for the same chunk again.
     pub fn next_in_order(&mut self) -> Option<Result<Chunk, FetchError>> {
-        self.fill();
-        let offset = *self.asked.keys().next()?;
-        while !self.ready.contains_key(&offset) {
-            if let Err(error) = self.receive() {
-                return Some(Err(error));
+        loop {
+            if let Poll::Ready(next) = self.poll_in_order(self.options.patience) {
+                return next;
             }
         }
-        self.hand_out(offset).map(Ok)
+    }
+
+    /// As [`Self::next_in_order`], but waits no longer than `wait`: then the chunk is pending, and the
+    /// caller may look at something else before it asks again.
+    pub fn poll_in_order(&mut self, wait: Duration) -> Poll<Option<Result<Chunk, FetchError>>> {
+        self.fill();
+        let Some(offset) = self.asked.keys().next().copied() else { return Poll::Ready(None) };
+        let until = Instant::now() + wait;
+        while !self.ready.contains_key(&offset) {
+            match self.receive(until.saturating_duration_since(Instant::now())) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+        Poll::Ready(self.hand_out(offset).map(Ok))
     }
 
     /// Wait for the chunk that comes first, wherever it lies. `None` at the end.
@@ -114,7 +131,7 @@ impl Stream {
             return None;
         }
         while self.ready.is_empty() {
-            if let Err(error) = self.receive() {
+            if let Err(error) = self.receive(self.options.patience) {
                 return Some(Err(error));
             }
         }
@@ -143,20 +160,29 @@ impl Stream {
         self.asked.insert(range.start, (range, ticket));
     }
 
-    fn receive(&mut self) -> Result<(), FetchError> {
+    /// Wait for a reply; false if none came yet.
+    fn receive(&mut self, wait: Duration) -> Result<bool, FetchError> {
         let patience = self.options.patience;
-        let Ok((range, result)) = self.replies.1.recv_timeout(patience) else {
+        let started = Instant::now();
+        let wait = wait.min(patience.saturating_sub(self.silence));
+        let Ok((range, result)) = self.replies.1.recv_timeout(wait) else {
+            self.silence += started.elapsed();
+            if self.silence < patience {
+                return Ok(false);
+            }
+            self.silence = Duration::ZERO;
             let range = self.asked.values().next().map_or(0..0, |(range, _)| range.clone());
             let message = format!("no chunk came within {:.0} s", patience.as_secs_f64());
             let digest = *self.blob.digest();
             return Err(FetchError::Unreachable(FetchErrorDetail { digest, range, message }));
         };
+        self.silence = Duration::ZERO;
         match result {
             Ok(fetched) => {
                 let expected = range.end - range.start;
                 assert_eq!(fetched.data().len() as u64, expected, "a reply of the wrong length");
                 self.ready.insert(range.start, fetched);
-                Ok(())
+                Ok(true)
             }
             Err(error) => {
                 self.ask(range);
@@ -185,7 +211,7 @@ impl Drop for Stream {
 mod tests {
     use super::*;
     use crate::fault::{FaultBlob, FaultOptions};
-    use crate::memory_blob::MemoryBlob;
+    use crate::memory_blob::{MemoryBlob, Nothing};
 
     fn options(chunk_bytes: u64, chunks_max: usize) -> StreamOptions {
         StreamOptions { chunk_bytes, chunks_max, ..StreamOptions::default() }
@@ -238,5 +264,44 @@ mod tests {
         }
         assert_eq!(found, content);
         assert!(failures > 0);
+    }
+    /// Keeps what is wanted of it until it is told to answer.
+    struct Silent(Arc<MemoryBlob>, std::sync::Mutex<Vec<Want>>);
+
+    impl Blob for Silent {
+        fn digest(&self) -> &spanfs_layer::Digest {
+            self.0.digest()
+        }
+
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+
+        fn want(&self, want: Want) -> Ticket {
+            self.1.lock().unwrap().push(want);
+            Ticket::new(Arc::new(Nothing))
+        }
+    }
+
+    #[test]
+    fn a_short_wait_is_pending_until_patience_ends() {
+        let blob = Arc::new(Silent(MemoryBlob::new(vec![7; 10]), Default::default()));
+        let patience = Duration::from_millis(50);
+        let options = StreamOptions { patience, ..options(10, 1) };
+        let mut stream = Stream::new(blob.clone(), 0..10, options);
+        let wait = Duration::from_millis(1);
+        let started = Instant::now();
+        let error = loop {
+            match stream.poll_in_order(wait) {
+                Poll::Pending => {}
+                Poll::Ready(Some(Err(error))) => break error,
+                Poll::Ready(other) => panic!("{other:?}"),
+            }
+        };
+        assert!(started.elapsed() >= patience && error.class() == crate::blob::Class::Retry);
+        assert!(stream.poll_in_order(wait).is_pending(), "a new wait has new patience");
+        blob.1.lock().unwrap().drain(..).for_each(|want| drop(blob.0.want(want)));
+        assert_eq!(stream.next_in_order().unwrap().unwrap().fetched.data(), [7; 10]);
+        assert!(stream.next_in_order().is_none());
     }
 }
