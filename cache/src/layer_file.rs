@@ -29,22 +29,27 @@ pub(crate) struct LayerFile {
 impl LayerFile {
     /// Open for filling, made with its full length where it is missing.
     ///
-    /// An existing file keeps its bytes if its length is right, and is emptied otherwise; the second
-    /// value tells which.
+    /// An existing file keeps its bytes if its length is right, and another takes its place
+    /// otherwise; the second value tells which.
     pub(crate) fn open(path: &Path, len: u64) -> io::Result<(Self, Kept)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
-        let kept = if file.metadata()?.len() == len { Kept::Yes } else { Kept::No };
-        let this = Self { file, len };
-        if kept == Kept::No {
-            this.clear()?;
+        match File::options().read(true).write(true).open(path) {
+            Ok(file) if file.metadata()?.len() == len => Ok((Self { file, len }, Kept::Yes)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok((Self::create(path, len)?, Kept::No)),
         }
-        Ok((this, kept))
+    }
+
+    /// Make an empty file of that length. One that stands there is not cut but left to those who
+    /// have it open: they may be showing it, by another zTOC.
+    pub(crate) fn create(path: &Path, len: u64) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        file.set_len(len)?;
+        Ok(Self { file, len })
     }
 
     /// Open a file that another process may have filled: never written through this handle.
@@ -61,12 +66,6 @@ impl LayerFile {
     /// Length in bytes, a multiple of 512.
     pub(crate) fn len(&self) -> u64 {
         self.len
-    }
-
-    /// Drop all bytes; the length stays.
-    pub(crate) fn clear(&self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.set_len(self.len)
     }
 
     /// Write a span at its place.

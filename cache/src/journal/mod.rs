@@ -62,26 +62,24 @@ impl Journal {
     /// A journal of another layer, zTOC or format, or a damaged one, yields no records and starts
     /// anew. What stands behind a torn record is cut off.
     pub(crate) fn open(path: &Path, header: &Header) -> io::Result<(Self, Vec<Record>)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        let file = options.create(true).truncate(false).open(path)?;
         let records = read_records(&file, header)?;
-        let end = match &records {
-            Some(records) => (HEADER_LEN + records.len() * RECORD_LEN) as u64,
-            None => HEADER_LEN as u64,
-        };
-        if records.is_none() {
-            file.set_len(0)?;
+        let Some(records) = records else {
+            // Not emptied: whoever has it open for another zTOC must not write into ours.
+            std::fs::remove_file(path)?;
+            let file = options.create_new(true).open(path)?;
             file.write_all_at(&header.encode(), 0)?;
-        } else {
-            file.set_len(end)?;
-        }
-        let len_max = journal_len_max(header.span_count);
-        Ok((Self { file, end, len_max }, records.unwrap_or_default()))
+            return Ok((Self::at(file, HEADER_LEN as u64, header), Vec::new()));
+        };
+        let end = (HEADER_LEN + records.len() * RECORD_LEN) as u64;
+        file.set_len(end)?;
+        Ok((Self::at(file, end, header), records))
+    }
+
+    fn at(file: File, end: u64, header: &Header) -> Self {
+        Self { file, end, len_max: journal_len_max(header.span_count) }
     }
 
     /// Records of a journal that another process may be writing; never changes it.

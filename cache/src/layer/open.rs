@@ -26,13 +26,13 @@ use super::status::Counters;
 use super::{Layer, Role, Shards, Verification, Writer};
 
 /// Names of a layer's files in its directory.
-pub(super) const LAYER: &str = "layer";
-pub(super) const JOURNAL: &str = "journal";
-pub(super) const ZTOC: &str = "ztoc";
-pub(super) const TAIL: &str = "tail";
-pub(super) const INDEX: &str = "index";
+pub(crate) const LAYER: &str = "layer";
+pub(crate) const JOURNAL: &str = "journal";
+pub(crate) const ZTOC: &str = "ztoc";
+pub(crate) const TAIL: &str = "tail";
+pub(crate) const INDEX: &str = "index";
 /// Why the layer is not served any more.
-const CONDEMNED: &str = "condemned";
+pub(crate) const CONDEMNED: &str = "condemned";
 
 /// Which layer to open.
 #[derive(Clone)]
@@ -72,7 +72,7 @@ pub(crate) fn open(
     Ok(assemble(works, spec, table, files, windows))
 }
 
-fn span_table(spec: &LayerSpec) -> Result<SpanTable, CacheError> {
+pub(super) fn span_table(spec: &LayerSpec) -> Result<SpanTable, CacheError> {
     let bad = |reason| CacheError::BadZtoc { layer: *spec.blob.digest(), reason };
     let table = SpanTable::from_ztoc(&spec.ztoc).map_err(|error| bad(with_causes(&error)))?;
     let (found, expected) = (table.compressed_len(), spec.blob.size());
@@ -99,13 +99,13 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 /// A layer's files, opened in the role that the other processes leave to us.
-struct Files {
-    claim: Claim,
-    role: Role,
-    fill: Option<FillLock>,
-    file: LayerFile,
-    journal: Option<Journal>,
-    recovered: Recovered,
+pub(super) struct Files {
+    pub(super) claim: Claim,
+    pub(super) role: Role,
+    pub(super) fill: Option<FillLock>,
+    pub(super) file: LayerFile,
+    pub(super) journal: Option<Journal>,
+    pub(super) recovered: Recovered,
 }
 
 fn open_files(directory: &Directory, claim: Claim, header: &Header) -> Result<Files, CacheError> {
@@ -128,7 +128,7 @@ fn open_files(directory: &Directory, claim: Claim, header: &Header) -> Result<Fi
 }
 
 /// Become the one who fills. Who has just closed the layer may not have let go of it yet.
-fn take_over(claim: &Claim) -> io::Result<Option<FillLock>> {
+pub(crate) fn take_over(claim: &Claim) -> io::Result<Option<FillLock>> {
     for _ in 0..TAKE_OVER_TRIES {
         if let Some(fill) = claim.try_fill()? {
             return Ok(Some(fill));
@@ -144,14 +144,15 @@ const TAKE_OVER_TRIES: u32 = 10;
 const TAKE_OVER_DELAY: Duration = Duration::from_millis(5);
 
 fn open_owned(claim: Claim, fill: FillLock, header: &Header, role: Role) -> io::Result<Files> {
-    let (file, kept) = LayerFile::open(&claim.file(LAYER), header.file_len)?;
+    let path = claim.file(LAYER);
+    let (mut file, kept) = LayerFile::open(&path, header.file_len)?;
     if kept == Kept::No {
         remove_if_there(&claim.file(JOURNAL))?;
     }
     let (journal, records) = Journal::open(&claim.file(JOURNAL), header)?;
     if records.is_empty() && kept == Kept::Yes {
         // Nobody vouches for these bytes; they would only take space.
-        file.clear()?;
+        file = LayerFile::create(&path, header.file_len)?;
         remove_if_there(&claim.file(TAIL))?;
     }
     let recovered = recover(&records, header.span_count as usize, &found(&claim)?);
@@ -180,7 +181,7 @@ fn found(claim: &Claim) -> io::Result<Found> {
     Ok(Found { layer: stamp(LAYER)?, ztoc: stamp(ZTOC)?, index: stamp(INDEX)? })
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -198,7 +199,7 @@ fn keep_ztoc(files: &Files, bytes: &[u8]) -> io::Result<File> {
 }
 
 /// Write a file so that whoever opens it sees all of it or what was there before.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let fresh = path.with_extension(format!("new-{}", std::process::id()));
     let mut file =
         File::options().read(true).write(true).create(true).truncate(true).open(&fresh)?;
@@ -209,7 +210,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
     renamed.map(|()| file)
 }
 
-fn assemble(
+pub(super) fn assemble(
     works: &Arc<Works>,
     spec: LayerSpec,
     table: SpanTable,
