@@ -91,7 +91,7 @@ impl GzipScan {
     }
 
     /// A block begins: perhaps a span, too.
-    fn at_block<S: Sink>(&mut self, bits: u8, output: &Output<S>, cuts: &mut Vec<Cut>) {
+    fn at_block<S: Sink>(&mut self, bits: u8, output: &mut Output<S>, cuts: &mut Vec<Cut>) {
         let position = output.position();
         let since_last = self.checkpoints.last().map(|last| position - last.output.0);
         if since_last.is_some_and(|len| len <= self.span_size) || self.not_lazy.is_some() {
@@ -112,6 +112,7 @@ impl GzipScan {
             window,
         });
         cuts.push(Cut { at: self.at, is_shared: bits > 0 });
+        output.begin_span(position);
     }
 
     fn check_span(&mut self, len: u64) {

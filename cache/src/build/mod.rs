@@ -15,6 +15,7 @@ mod gzip;
 mod hashing;
 mod output;
 mod stored;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod zstd;
@@ -29,6 +30,7 @@ use gzip::GzipScan;
 use hashing::{Cut, HashThread};
 use output::Output;
 use stored::StoredScan;
+pub use sums::SpanSum;
 use zstd::ZstdScan;
 
 /// Span size of the field's tools: 4 MiB of uncompressed bytes.
@@ -79,6 +81,8 @@ pub struct Built {
     pub uncompressed_len: u64,
     /// Where the archive ends.
     pub archive: Archive,
+    /// Sums of the spans; of some, or none, where there is no zTOC.
+    pub span_sums: Vec<SpanSum>,
 }
 
 /// The table of contents of a layer.
@@ -263,7 +267,7 @@ impl<S: Sink> LayerBuilder<S> {
         let hashes = blob.finish();
         let blob_digest = hashes.whole;
         let diff_id = tar.diff_id.unwrap_or(blob_digest);
-        let (archive, uncompressed_len) = (tar.archive, tar.len);
+        let (archive, uncompressed_len, span_sums) = (tar.archive, tar.len, tar.sums);
         let toc = match scanned {
             Ok(restarts) => {
                 let parts = Parts {
@@ -282,7 +286,7 @@ impl<S: Sink> LayerBuilder<S> {
             }
             Err(reason) => Toc::Whole { records: tar.records, reason },
         };
-        Ok(Built { toc, blob_digest, blob_size, diff_id, uncompressed_len, archive })
+        Ok(Built { toc, blob_digest, blob_size, diff_id, uncompressed_len, archive, span_sums })
     }
 
     /// Choose the scan by the first bytes, and give them to it.

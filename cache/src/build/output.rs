@@ -1,10 +1,11 @@
-//! The uncompressed side of a build: sink, tar reader and diffID.
+//! The uncompressed side of a build: sink, tar reader, span sums and diffID.
 
 use spanfs_layer::tar::{Archive, Limits, Reader};
 use spanfs_layer::ztoc::WINDOW_LEN;
 use spanfs_layer::{Digest, Record, UncompressedOffset};
 
 use super::hashing::HashThread;
+use super::sums::{SpanSum, SpanSums};
 use super::{BuildError, Sink};
 
 /// Bytes gathered before they go on. Small enough to stay in a core's cache until they are hashed.
@@ -15,6 +16,7 @@ pub(super) struct Output<S> {
     sink: S,
     tar: Reader,
     records: Vec<Record>,
+    sums: SpanSums,
     /// `None` where the blob is the tar: its digest is known anyway.
     diff: Option<HashThread>,
     /// The last [`WINDOW_LEN`] bytes that went on (zeros at first), then new ones.
@@ -29,6 +31,7 @@ pub(super) struct Output<S> {
 /// What came out.
 pub(super) struct Tar {
     pub(super) records: Vec<Record>,
+    pub(super) sums: Vec<SpanSum>,
     pub(super) archive: Archive,
     pub(super) len: u64,
     pub(super) diff_id: Option<Digest>,
@@ -41,6 +44,7 @@ impl<S: Sink> Output<S> {
             sink,
             tar: Reader::new(Limits::default()),
             records: Vec::new(),
+            sums: SpanSums::default(),
             diff: Some(diff),
             buffer: vec![0; WINDOW_LEN + CHUNK_LEN],
             filled: WINDOW_LEN,
@@ -77,6 +81,11 @@ impl<S: Sink> Output<S> {
         Ok(())
     }
 
+    /// A span begins at `at`, which has not gone on yet.
+    pub(super) fn begin_span(&mut self, at: u64) {
+        self.sums.begin(at);
+    }
+
     /// The 32 KiB before the position, filled up with zeros in front.
     pub(super) fn window(&self) -> &[u8] {
         self.buffer.get(self.filled - WINDOW_LEN..self.filled).unwrap_or_default()
@@ -86,6 +95,7 @@ impl<S: Sink> Output<S> {
         let at = UncompressedOffset(self.start);
         let content = self.buffer.get(WINDOW_LEN..self.filled).unwrap_or_default();
         self.tar.feed(content, &mut self.records)?;
+        self.sums.update(content);
         (self.sink)(at, content).map_err(|source| BuildError::Sink { at, source })?;
         self.start += content.len() as u64;
         self.start_chunk();
@@ -113,9 +123,9 @@ impl<S: Sink> Output<S> {
     /// Nothing more comes.
     pub(super) fn finish(mut self) -> Result<Tar, BuildError> {
         self.pass_on()?;
-        let Self { tar, records, diff, start: len, .. } = self;
+        let Self { tar, records, sums, diff, start: len, .. } = self;
         let archive = tar.finish()?;
         let diff_id = diff.map(|diff| diff.finish().whole);
-        Ok(Tar { records, archive, len, diff_id })
+        Ok(Tar { records, sums: sums.finish(), archive, len, diff_id })
     }
 }

@@ -27,6 +27,7 @@ impl StoredScan {
         let end = self.at + input.len() as u64;
         while self.next_cut < end {
             cuts.push(Cut { at: self.next_cut, is_shared: false });
+            output.begin_span(self.next_cut);
             self.next_cut = self.next_cut.saturating_add(self.span_size);
         }
         self.at = end;

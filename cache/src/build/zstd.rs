@@ -50,7 +50,7 @@ impl ZstdScan {
                     return Ok(());
                 }
                 self.frame_count += 1;
-                self.at_frame(output.position(), cuts);
+                self.at_frame(output, cuts);
             }
             let before = input.pos();
             let mut room = OutBuffer::around(output.room()?);
@@ -68,7 +68,8 @@ impl ZstdScan {
     }
 
     /// A frame begins: perhaps a span, too.
-    fn at_frame(&mut self, position: u64, cuts: &mut Vec<Cut>) {
+    fn at_frame<S: Sink>(&mut self, output: &mut Output<S>, cuts: &mut Vec<Cut>) {
+        let position = output.position();
         let since_last = self.frames.last().map(|last| position - last.output.0);
         if since_last.is_some_and(|len| len < self.span_size) || self.not_lazy.is_some() {
             return;
@@ -77,6 +78,7 @@ impl ZstdScan {
         if self.frames.len() >= SPANS_MAX {
             self.not_lazy = Some(NotLazy::ManySpans { max: SPANS_MAX });
         }
+        output.begin_span(position);
         let (input, output) = (CompressedOffset(self.at), UncompressedOffset(position));
         self.frames.push(Frame { input, output });
         cuts.push(Cut { at: self.at, is_shared: false });
