@@ -3,7 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use spanfs_fetch::{Class, FetchError};
 use spanfs_layer::Digest;
+
+use crate::build::BuildError;
 
 /// Why a cache or a layer can't be opened, indexed, verified or removed.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +54,28 @@ pub enum CacheError {
         reason: String,
     },
     /// The blob could not be had.
-    #[error("fetching layer {layer}: {reason}")]
+    #[error("fetching layer {layer}")]
     Unavailable {
         /// Layer.
         layer: Digest,
         /// What the source said.
-        reason: String,
+        #[source]
+        source: Box<FetchError>,
+    },
+    /// The blob is no layer.
+    #[error("unpacking layer {layer}")]
+    Build {
+        /// Layer.
+        layer: Digest,
+        /// What is wrong.
+        #[source]
+        source: BuildError,
+    },
+    /// Nobody wants it any more.
+    #[error("getting layer {layer} was stopped")]
+    Stopped {
+        /// Layer.
+        layer: Digest,
     },
     /// Somebody uses it.
     #[error("layer {layer} is in use")]
@@ -67,6 +86,20 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// What a caller can do about it.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Unavailable { source, .. } => source.class(),
+            Self::BadZtoc { .. } | Self::Condemned { .. } | Self::Build { .. } => Class::Corrupt,
+            Self::Stopped { .. } => Class::Cancelled,
+            Self::OtherFormat { .. } => Class::Refused,
+            Self::Storage { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Class::Refused
+            }
+            Self::Storage { .. } | Self::Threads(_) | Self::InUse { .. } => Class::Retry,
+        }
+    }
+
     /// For `map_err`.
     pub(crate) fn storage(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();

@@ -23,6 +23,7 @@ mod sys;
 #[cfg(test)]
 mod testing;
 mod verify;
+mod whole;
 mod windows;
 mod works;
 
@@ -31,3 +32,4 @@ pub use content::{Content, ReadError, ReadReply};
 pub use error::CacheError;
 pub use layer::{Layer, LayerSpec, LayerStatus, Role, Verification};
 pub use prefetch::{Background, Image, ImageSpec, ImageStatus, Trace, TraceError};
+pub use whole::{LocalLayer, Origin, Whole, WholeSpec, WholeToc};

@@ -256,3 +256,32 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// A small file system, gone with this value.
+pub(crate) struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    /// `None`, with a word, where we may not mount.
+    pub(crate) fn new(size: &std::ffi::CStr) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        match rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, size) {
+            Ok(()) => Some(Self(dir)),
+            Err(error) => {
+                assert!(std::env::var_os("SPANFS_TEST_STRICT").is_none(), "mount: {error}");
+                eprintln!("skipped: a small file system can't be mounted: {error}");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}

@@ -1,8 +1,8 @@
 //! Who may touch a layer's files: locks that end with their process, however it ends.
 //!
-//! Two lock files stand in a layer's directory, both locked with flock(2). Everybody who has the
-//! layer open holds `use` shared; whoever removes the directory holds it alone. `fill` is held by
-//! the one process that writes the layer file and its journal.
+//! Lock files stand in a layer's directory, locked with flock(2). Everybody who has the layer open
+//! holds `use` shared; whoever removes the directory holds it alone. `fill` is held by the one process
+//! that writes the layer file and its journal, `pass` by the one who gets the layer whole.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -14,6 +14,8 @@ use std::time::{Duration, SystemTime};
 const USE: &str = "use";
 /// Name of the lock of the one process that fills.
 const FILL: &str = "fill";
+/// Name of the lock of the one who gets the layer whole.
+const PASS: &str = "pass";
 
 /// Tries to get a directory that others are removing; each gives the remover time to finish.
 const TRIES_MAX: u32 = 50;
@@ -29,6 +31,12 @@ pub(crate) struct Claim {
 /// The right to write a layer's files.
 #[derive(Debug)]
 pub(crate) struct FillLock {
+    _file: File,
+}
+
+/// The right to get a layer whole; others wait for the outcome.
+#[derive(Debug)]
+pub(crate) struct PassLock {
     _file: File,
 }
 
@@ -62,6 +70,12 @@ impl Claim {
     pub(crate) fn try_fill(&self) -> io::Result<Option<FillLock>> {
         let file = open_lock(&self.file(FILL))?;
         Ok(lock_result(file.try_lock())?.then_some(FillLock { _file: file }))
+    }
+
+    /// Become the one who gets the layer whole, unless somebody else is.
+    pub(crate) fn try_pass(&self) -> io::Result<Option<PassLock>> {
+        let file = open_lock(&self.file(PASS))?;
+        Ok(lock_result(file.try_lock())?.then_some(PassLock { _file: file }))
     }
 
     /// Note the use, for eviction.

@@ -3,12 +3,14 @@
 //! ```text
 //! ROOT/version                          "spanfs cache 1"
 //! ROOT/layers/ALGORITHM/HEX/            one layer, by the digest of its blob
-//!     use, fill                         locks, see `claim`
+//!     use, fill, pass                   locks, see `claim`
 //!     layer                             the layer file (sparse)
 //!     journal                           the span journal, see `journal`
 //!     ztoc                              the zTOC; windows are read from here
 //!     tail                              bytes of the blob behind the archive, if any
 //!     index                             EROFS metadata over the layer file
+//!     part                              a layer file in the making, by a pass over the whole blob
+//!     whole                             JSON: what such a pass found, see `whole::kept`
 //!     condemned                         JSON: the zTOC's digest, why it is not served any more
 //! ROOT/private/PID-NUMBER/              the same for a process that came second; removed at its end
 //! ROOT/traces/ALGORITHM/HEX.jsonl       spans that starts of an image touched, by its config digest
@@ -90,10 +92,32 @@ impl Directory {
         }
     }
 
+    /// Remove what passes over whole layers left that came to no end.
+    pub(crate) fn sweep_parts(&self) {
+        let layers = paths(&self.root.join("layers")).into_iter().flat_map(|it| paths(&it));
+        for path in layers.filter(|path| path.join(PART).exists()) {
+            if let Err(error) = sweep_part(&path) {
+                tracing::warn!(path = %path.display(), %error, "left-over of a pass stays");
+            }
+        }
+    }
+
     /// All layers, in no particular order.
     pub(crate) fn layers(&self) -> Vec<Entry> {
         let algorithms = paths(&self.root.join("layers"));
         algorithms.iter().flat_map(|algorithm| paths(algorithm)).filter_map(entry).collect()
+    }
+}
+
+/// Name of a layer file in the making.
+pub(crate) const PART: &str = "part";
+
+fn sweep_part(path: &Path) -> io::Result<()> {
+    let claim = Claim::open(path)?;
+    // Whoever has the lock is at it.
+    match claim.try_pass()? {
+        Some(_pass) => fs::remove_file(claim.file(PART)),
+        None => Ok(()),
     }
 }
 

@@ -19,6 +19,7 @@ use spanfs_layer::Digest;
 use crate::CacheError;
 use crate::layer::{self, Layer, LayerSpec, LayerStatus};
 use crate::prefetch::{Image, ImageSpec};
+use crate::whole::{self, Whole, WholeSpec};
 use crate::works::Works;
 
 use directory::{Directory, Entry};
@@ -106,6 +107,7 @@ impl Cache {
     pub fn open(options: CacheOptions) -> Result<Self, CacheError> {
         let directory = Directory::open(&options.root)?;
         directory.sweep_private();
+        directory.sweep_parts();
         let CacheOptions { inflate_threads, fetch_bytes_max, memory_bytes_max, .. } = options;
         let works = Works::new(inflate_threads, fetch_bytes_max, memory_bytes_max)
             .map_err(CacheError::Threads)?;
@@ -126,13 +128,7 @@ impl Cache {
     /// Open a layer whose spans arrive on demand. Layers are shared: the same digests give the same
     /// layer while somebody holds it.
     pub fn layer(&self, spec: LayerSpec) -> Result<Arc<Layer>, CacheError> {
-        let key = (*spec.blob.digest(), spec.ztoc_digest);
-        let slot = {
-            let mut open = self.open.lock();
-            // Slots of closed layers that nobody is about to open.
-            open.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.lock().strong_count() > 0);
-            open.entry(key).or_default().clone()
-        };
+        let slot = self.slot(*spec.blob.digest(), spec.ztoc_digest);
         let mut slot = slot.lock();
         if let Some(layer) = slot.upgrade() {
             return Ok(layer);
@@ -140,6 +136,41 @@ impl Cache {
         let layer = layer::open(&self.works, &self.directory, spec)?;
         *slot = Arc::downgrade(&layer);
         Ok(layer)
+    }
+
+    /// Get a layer that has no zTOC yet: one pass over its whole blob leaves the layer complete,
+    /// verified and with a zTOC of ours wherever there can be one. Blocks until it is there.
+    ///
+    /// What an earlier pass left is given back without a look at the blob; then spans that the disk
+    /// has lost since come on demand. Of several who want the same layer, in this process or in
+    /// others, one does it and the others wait as long as that goes on.
+    ///
+    /// # Errors
+    /// [`CacheError::Condemned`] if the blob or its tar has another digest than was promised; then,
+    /// as with all other errors, nothing of it stays.
+    pub fn whole(&self, spec: WholeSpec<'_>) -> Result<Whole, CacheError> {
+        whole::obtain(self, spec)
+    }
+
+    /// A layer was opened aside: others who open it from now on share it.
+    pub(crate) fn share(&self, layer: &Arc<Layer>) {
+        let slot = self.slot(*layer.digest(), *layer.ztoc_digest());
+        *slot.lock() = Arc::downgrade(layer);
+    }
+
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    pub(crate) fn works(&self) -> &Arc<Works> {
+        &self.works
+    }
+
+    fn slot(&self, layer: Digest, ztoc: Digest) -> Slot {
+        let mut open = self.open.lock();
+        // Slots of closed layers that nobody is about to open.
+        open.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.lock().strong_count() > 0);
+        open.entry((layer, ztoc)).or_default().clone()
     }
 
     /// Prefetch for an image as long as the result lives.

@@ -1,8 +1,9 @@
 //! One layer: its spans on demand, in one layer file.
 
 mod fill;
+mod filled;
 mod keep;
-mod open;
+pub(crate) mod open;
 mod proof;
 mod status;
 
@@ -28,6 +29,7 @@ use crate::{Content, ReadError, ReadReply};
 
 use fill::Shards;
 pub(crate) use fill::Wanted;
+pub(crate) use filled::{Filled, open_filled};
 pub use open::LayerSpec;
 pub(crate) use open::{condemned_reason, open};
 use status::Counters;

@@ -124,7 +124,7 @@ impl Layer {
     }
 
     /// Make the files durable and say so; then nobody needs to fill any more.
-    fn seal(&self) -> io::Result<()> {
+    pub(super) fn seal(&self) -> io::Result<()> {
         if self.role != Role::Owner {
             return Ok(());
         }

@@ -1,37 +1,7 @@
 //! A disk that is full, or loses what it took.
 
-use std::path::Path;
-
 use super::*;
-
-/// A small file system, gone with this value.
-struct Tmpfs(tempfile::TempDir);
-
-impl Tmpfs {
-    /// `None`, with a word, where we may not mount.
-    fn new(size: &std::ffi::CStr) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let flags = rustix::mount::MountFlags::empty();
-        match rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, size) {
-            Ok(()) => Some(Self(dir)),
-            Err(error) => {
-                assert!(std::env::var_os("SPANFS_TEST_STRICT").is_none(), "mount: {error}");
-                eprintln!("skipped: a small file system can't be mounted: {error}");
-                None
-            }
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        rustix::mount::unmount(self.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
-    }
-}
+use crate::testing::Tmpfs;
 
 #[test]
 fn a_full_disk_hands_over_to_memory() {
