@@ -65,18 +65,28 @@ impl Context {
 
     /// Mount it where it was meant to be.
     pub(crate) fn mount(self, attributes: MountAttrFlags) -> Result<(), KernelMountError> {
+        self.create()?;
+        let mount = self.detached(attributes)?;
+        self.place(&mount)
+    }
+
+    /// Let the kernel set the filesystem up.
+    pub(crate) fn create(&self) -> Result<(), KernelMountError> {
         rustix::mount::fsconfig_create(&self.fd)
-            .map_err(|error| self.failed("read its superblock".into(), error))?;
-        let mount = rustix::mount::fsmount(&self.fd, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-            .map_err(|error| self.failed("make a mount of it".into(), error))?;
-        rustix::mount::move_mount(
-            &mount,
-            "",
-            CWD,
-            &self.mount_point,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .map_err(|error| self.failed("put it there".into(), error))
+            .map_err(|error| self.failed("read its superblock".into(), error))
+    }
+
+    /// Make a mount of it that no path leads to.
+    pub(crate) fn detached(&self, attributes: MountAttrFlags) -> Result<OwnedFd, KernelMountError> {
+        rustix::mount::fsmount(&self.fd, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+            .map_err(|error| self.failed("make a mount of it".into(), error))
+    }
+
+    /// Put that mount where it was meant to be.
+    pub(crate) fn place(&self, mount: &OwnedFd) -> Result<(), KernelMountError> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(mount, "", CWD, &self.mount_point, flags)
+            .map_err(|error| self.failed("put it there".into(), error))
     }
 
     fn failed(&self, attempt: String, error: rustix::io::Errno) -> KernelMountError {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::mounter::{MountError, state};
 use crate::record::{Record, remove_staging};
-use crate::transport::fuse3::{Privilege, Session};
+use crate::transport::{Privilege, Session};
 use crate::unmount;
 
 /// How one layer of a mount is shown.

@@ -17,8 +17,9 @@ use crate::front::{self};
 use crate::kernel_mount::KernelMountError;
 use crate::mount::{Mount, Shown};
 use crate::overlay::{self, OverlayError, OverlayOptions};
+use crate::policy;
 use crate::record::{self, Places, Record};
-use crate::transport::fuse3::{FuseOptions, Privilege, ServeError, Server, ServerOptions};
+use crate::transport::{FuseOptions, Privilege, ServeError, Server, ServerOptions, Transport};
 
 /// How mounts are made.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct MounterOptions {
     pub state: PathBuf,
     /// Threads and limits.
     pub server: ServerOptions,
+    /// What carries FUSE; unless given, what [`policy::transport`] chooses.
+    pub transport: Option<Transport>,
     /// Whether the mounts that a layer is made of stay in sight below `state`, until it goes.
     pub parts: Parts,
     /// How the kernel reads the one file: [`Open::Direct`] where memory is tight.
@@ -52,6 +55,7 @@ impl MounterOptions {
         Self {
             state: state.into(),
             server: ServerOptions::default(),
+            transport: None,
             parts: Parts::Hidden,
             open: Open::Stateless,
             // nerdctl and SOCI's own suites look for these two.
@@ -111,13 +115,12 @@ pub struct Mounter {
 }
 
 impl Mounter {
-    /// Start the server's threads. Call [`crate::record::recover`] first.
+    /// Threads start with the first mount that needs them. Call [`crate::record::recover`] first.
     pub fn new(options: MounterOptions) -> Result<Self, MountError> {
         for path in [options.records(), options.empty()] {
             std::fs::create_dir_all(&path).map_err(|source| state("create", &path, source))?;
         }
-        let server = Server::new(options.server.clone())
-            .map_err(|source| state("start threads for", &options.state, source))?;
+        let server = Server::new(options.server.clone());
         Ok(Self { server, options })
     }
 
@@ -171,8 +174,11 @@ impl Mounter {
     }
 
     fn fuse_options(&self, privilege: Privilege, source: &str, subtype: &str) -> FuseOptions {
+        let (transport, reason) = policy::transport(privilege, self.options.transport);
+        tracing::debug!("FUSE mounts of {source} take the {transport} transport: {reason}");
         FuseOptions {
             privilege,
+            transport,
             allow_other: privilege == Privilege::Root,
             source: source.into(),
             subtype: subtype.into(),

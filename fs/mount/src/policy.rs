@@ -1,9 +1,9 @@
-//! Which front shows a layer: facts in, a choice with its reason out.
+//! Which front shows a layer, and which transport carries FUSE: facts in, choices with reasons out.
 
 use std::fmt;
 
 use crate::probe::Facts;
-use crate::transport::fuse3::Privilege;
+use crate::transport::{Privilege, Transport};
 
 /// How a layer is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +33,17 @@ pub struct Choice {
     pub privilege: Privilege,
     /// For the log and for `status`.
     pub reason: String,
+}
+
+/// The transport of FUSE mounts made with `privilege`, or the one that `forced` asks for, and why.
+///
+/// What was asked for may turn out impossible when a mount is made.
+pub fn transport(privilege: Privilege, forced: Option<Transport>) -> (Transport, &'static str) {
+    match (forced, privilege) {
+        (Some(transport), _) => (transport, "asked for"),
+        (None, Privilege::Root) => (Transport::Dev, "privileged: it answers without a hop"),
+        (None, Privilege::User) => (Transport::Fuse3, "fusermount3 mounts"),
+    }
 }
 
 /// Nothing can be mounted.
@@ -115,6 +126,18 @@ mod tests {
         ] {
             let found = choose(facts, forced).ok().map(|choice| (choice.front, choice.privilege));
             assert_eq!(found, expected, "{facts:?} {forced:?}");
+        }
+    }
+
+    #[test]
+    fn the_transport_is_the_fastest_that_the_privilege_allows() {
+        for (privilege, forced, expected) in [
+            (Privilege::Root, None, Transport::Dev),
+            (Privilege::User, None, Transport::Fuse3),
+            (Privilege::Root, Some(Transport::Fuse3), Transport::Fuse3),
+            (Privilege::User, Some(Transport::Dev), Transport::Dev),
+        ] {
+            assert_eq!(transport(privilege, forced).0, expected, "{privilege:?} {forced:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use spanfs_layer::erofs::{self, Device};
 use spanfs_layer::tree::{TreeBuilder, TreeOptions};
 
-use crate::transport::fuse3::Privilege;
+use crate::transport::Privilege;
 use crate::{front, unmount};
 
 /// Facts that decide how layers are shown.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::FlockOperation;
 
 use crate::mountinfo::{self, unescape};
-use crate::transport::fuse3::Privilege;
+use crate::transport::Privilege;
 use crate::unmount;
 
 /// What one mount occupies.

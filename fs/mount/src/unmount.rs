@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use rustix::mount::UnmountFlags;
 
 use crate::mountinfo;
-use crate::transport::fuse3::Privilege;
+use crate::transport::Privilege;
 
 /// Detach the topmost mount at `mount_point`; it ends with its last user. Where nothing is mounted
 /// any more, that is fine too.

@@ -10,7 +10,7 @@ use spanfs_cache::Content;
 use spanfs_layer::{Kind, Tree};
 use spanfs_mount::filesystem::Open;
 use spanfs_mount::overlay::{OverlayOptions, Upper};
-use spanfs_mount::transport::fuse3::Privilege;
+use spanfs_mount::transport::{Privilege, Transport};
 use spanfs_mount::{Busy, Ended, Mount, Mounter, MounterOptions, Parts, Shown};
 
 use crate::content::{Fate, Handle, Steered};
@@ -22,25 +22,36 @@ use crate::snapshot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Road {
     Direct,
-    OverFuse(Parts),
-    Inode(Privilege),
+    OverFuse(Parts, Transport),
+    Inode(Privilege, Transport),
 }
 
-pub(crate) const ROADS: [Road; 5] = [
+pub(crate) const ROADS: [Road; 6] = [
     Road::Direct,
-    Road::OverFuse(Parts::Hidden),
-    Road::OverFuse(Parts::Visible),
-    Road::Inode(Privilege::Root),
-    Road::Inode(Privilege::User),
+    Road::OverFuse(Parts::Hidden, Transport::Dev),
+    Road::OverFuse(Parts::Visible, Transport::Fuse3),
+    Road::Inode(Privilege::Root, Transport::Dev),
+    Road::Inode(Privilege::Root, Transport::Fuse3),
+    Road::Inode(Privilege::User, Transport::Fuse3),
 ];
+
+impl Road {
+    pub(crate) fn set(self, options: &mut MounterOptions) {
+        match self {
+            Self::Direct => {}
+            Self::OverFuse(parts, transport) => {
+                (options.parts, options.transport) = (parts, Some(transport));
+            }
+            Self::Inode(_, transport) => options.transport = Some(transport),
+        }
+    }
+}
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn mounter(scratch: &Scratch, road: Road) -> Mounter {
     let mut options = MounterOptions::new(scratch.path().join("state"));
-    if let Road::OverFuse(parts) = road {
-        options.parts = parts;
-    }
+    road.set(&mut options);
     Mounter::new(options).unwrap()
 }
 
@@ -56,7 +67,7 @@ pub(crate) fn mount(
     let fate = if road == Road::Direct { None } else { Some(Fate::Late) };
     let (layer, content) = maker.layer(&directory, fate);
     let mount = match road {
-        Road::Inode(privilege) => {
+        Road::Inode(privilege, _) => {
             let layers = vec![(layer.name, layer.content)];
             mounter.inodes(Arc::new(maker.tree()), layers, at, privilege).unwrap()
         }
@@ -87,11 +98,11 @@ fn a_layer_looks_the_same_on_every_road() {
         let (mount, _content) = mount(&mounter, &maker, road, &scratch, &at);
         let expected = match road {
             Road::Direct => Shown::ErofsDirect,
-            Road::OverFuse(_) => Shown::ErofsOverFuse,
-            Road::Inode(_) => Shown::Inodes,
+            Road::OverFuse(..) => Shown::ErofsOverFuse,
+            Road::Inode(..) => Shown::Inodes,
         };
         assert_eq!(mount.layers(), [expected]);
-        let visible = if road == Road::OverFuse(Parts::Visible) { 2 } else { 1 };
+        let visible = if matches!(road, Road::OverFuse(Parts::Visible, _)) { 2 } else { 1 };
         assert_eq!(scratch.mounts().len(), visible, "{road:?}");
         let what = format!("{road:?}");
         snapshot::assert_same(&snapshot::of(&at), &maker.model, &what);
@@ -216,7 +227,7 @@ fn an_image_looks_the_same_stacked_and_merged() {
             .map(|(number, maker)| maker.layer(&scratch.directory(&format!("l{number}")), fate).0)
             .collect();
         let mount = match road {
-            Road::Inode(privilege) => {
+            Road::Inode(privilege, _) => {
                 let trees: Vec<Tree> = makers.iter().map(Maker::tree).collect();
                 let merged = Arc::new(Tree::merge(&trees).unwrap());
                 let contents =

@@ -10,7 +10,7 @@ use spanfs_mount::filesystem::Open;
 use spanfs_mount::overlay::OverlayOptions;
 use spanfs_mount::policy::{self, Front};
 use spanfs_mount::probe::Facts;
-use spanfs_mount::transport::fuse3::Privilege;
+use spanfs_mount::transport::{Privilege, Transport};
 use spanfs_mount::{Busy, Ended, Mounter, MounterOptions, Parts, recover};
 
 use crate::conformance::{PATIENCE, ROADS, Road, mounter};
@@ -24,13 +24,16 @@ fn a_forced_unmount_frees_readers_that_wait() {
     if !may_mount("forced_unmount") {
         return;
     }
-    for road in [Road::OverFuse(Parts::Hidden), Road::Inode(Privilege::Root)] {
+    let both = [Transport::Dev, Transport::Fuse3];
+    for road in both.into_iter().flat_map(|transport| {
+        [Road::OverFuse(Parts::Hidden, transport), Road::Inode(Privilege::Root, transport)]
+    }) {
         let scratch = Scratch::new();
         let mounter = mounter(&scratch, road);
         let at = scratch.directory("at");
         let (layer, content) = rich().layer(&scratch.directory("layer"), Some(Fate::Hold));
         let mount = match road {
-            Road::Inode(privilege) => {
+            Road::Inode(privilege, _) => {
                 let layers = vec![(layer.name, layer.content)];
                 mounter.inodes(Arc::new(rich().tree()), layers, &at, privilege).unwrap()
             }
@@ -54,9 +57,13 @@ fn a_server_that_ends_frees_readers_that_wait() {
     if !may_mount("ended_server") {
         return;
     }
-    for privilege in [Privilege::Root, Privilege::User] {
+    for (privilege, transport) in [
+        (Privilege::Root, Transport::Dev),
+        (Privilege::Root, Transport::Fuse3),
+        (Privilege::User, Transport::Fuse3),
+    ] {
         let scratch = Scratch::new();
-        let mounter = mounter(&scratch, Road::Inode(privilege));
+        let mounter = mounter(&scratch, Road::Inode(privilege, transport));
         let at = scratch.directory("at");
         let (layer, content) = rich().layer(&scratch.directory("layer"), Some(Fate::Hold));
         let layers = vec![(layer.name, layer.content)];
@@ -159,15 +166,13 @@ fn child_that_serves_until_killed() {
     let path = PathBuf::from(path);
     let mut options = MounterOptions::new(path.join("state"));
     options.open = Open::Stateless;
-    if let Road::OverFuse(parts) = road {
-        options.parts = parts;
-    }
+    road.set(&mut options);
     let mounter = Mounter::new(options).unwrap();
     let fate = if road == Road::Direct { None } else { Some(Fate::Late) };
     let (layer, _content) = rich().layer(&path.join("layer"), fate);
     let at = path.join("at");
     let _mount = match road {
-        Road::Inode(privilege) => {
+        Road::Inode(privilege, _) => {
             let layers = vec![(layer.name, layer.content)];
             mounter.inodes(Arc::new(rich().tree()), layers, &at, privilege).unwrap()
         }

@@ -4,6 +4,7 @@ mod conformance;
 mod content;
 mod layers;
 mod life;
+mod measure;
 mod model;
 mod one_file;
 mod probe;

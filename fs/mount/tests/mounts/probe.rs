@@ -2,7 +2,7 @@
 
 use spanfs_mount::policy::{self, Front};
 use spanfs_mount::probe::Facts;
-use spanfs_mount::transport::fuse3::Privilege;
+use spanfs_mount::transport::Privilege;
 
 use crate::scratch::{Scratch, may_mount};
 

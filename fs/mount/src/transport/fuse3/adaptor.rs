@@ -16,9 +16,11 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use tokio::sync::oneshot;
 
-use super::buffers::{Buffers, READ_LEN_MAX};
+use super::buffers::Buffers;
 use crate::Errno;
 use crate::filesystem::{Attributes, FileType, Filesystem, Ino, Open};
+use crate::transport::READ_LEN_MAX;
+use crate::transport::dev::reply::encode_device;
 
 /// Nothing ever changes: 136 years, far from any overflow in the kernel.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -295,24 +297,5 @@ fn kind(file_type: FileType) -> ::fuse3::FileType {
         FileType::CharDevice => ::fuse3::FileType::CharDevice,
         FileType::BlockDevice => ::fuse3::FileType::BlockDevice,
         FileType::Fifo => ::fuse3::FileType::NamedPipe,
-    }
-}
-
-/// The kernel's 32-bit form (`new_encode_dev` of `linux/kdev_t.h`): 12 bits major, 20 bits minor.
-fn encode_device((major, minor): (u32, u32)) -> u32 {
-    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_take_the_kernels_form() {
-        for (device, expected) in
-            [((0, 0), 0), ((1, 3), 0x103), ((8, 0x12345), 0x1230_0845), ((4095, 0xfffff), u32::MAX)]
-        {
-            assert_eq!(encode_device(device), expected, "{device:?}");
-        }
     }
 }

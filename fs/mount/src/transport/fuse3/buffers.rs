@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::transport::READ_LEN_MAX;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -11,9 +12,6 @@ pub(super) struct Buffers {
     free: Mutex<Vec<Vec<u8>>>,
     permits: Arc<Semaphore>,
 }
-
-/// Largest read that the kernel sends: 256 pages, its default `max_pages_limit`.
-pub(super) const READ_LEN_MAX: usize = 1 << 20;
 
 impl Buffers {
     pub(super) fn new(count: usize) -> Arc<Self> {

@@ -1,143 +1,63 @@
 //! FUSE through the `fuse3` crate: as root by mount(2), as a user by `fusermount3`.
 //!
 //! What its shape costs (measured): as root one thread per mount sits in read(2), and each request
-//! takes a hop from it to a worker. It splices nothing and has no cloned descriptors. Our own
-//! transports are to replace it where we are root; the seam is [`Filesystem`].
+//! takes a hop from it to a worker. It splices nothing and has no cloned descriptors. The `dev`
+//! transport replaces it where we are root.
 
 mod adaptor;
 mod buffers;
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 
 use self::adaptor::Adaptor;
 use self::buffers::Buffers;
+use super::Transport;
 use super::connection::Connection;
+use super::options::READ_LEN_MAX;
+use super::server::Place;
+use super::session::{End, Session};
+pub use super::{FuseOptions, Privilege, ServeError, Server, ServerOptions};
 use crate::filesystem::Filesystem;
 use crate::mountinfo;
 
-/// How all mounts of a process are served.
-#[derive(Clone, Debug)]
-pub struct ServerOptions {
-    /// Threads that answer.
-    pub threads: usize,
-    /// Answers in flight, each of at most 1 MiB.
-    pub buffers: usize,
-    /// Mounts at the same time; as root each costs a thread.
-    pub mounts_max: usize,
-    /// Longest that a read waits for its bytes.
-    pub read_deadline: Duration,
-    /// Longest that the kernel may take to greet a new mount.
-    pub mount_deadline: Duration,
-}
-
-impl Default for ServerOptions {
-    fn default() -> Self {
-        Self {
-            // Misses park, so two threads serve a whole image (measured on 2 cores).
-            threads: 2,
-            buffers: 16,
-            mounts_max: 1024,
-            // The fetcher gives up long before; this one guards against our own mistakes.
-            read_deadline: Duration::from_secs(600),
-            mount_deadline: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Who mounts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Privilege {
-    /// Root, by mount(2).
-    Root,
-    /// Anybody, by the setuid program `fusermount3`.
-    User,
-}
-
-/// How one filesystem is mounted.
-#[derive(Clone, Debug)]
-pub struct FuseOptions {
-    /// Who mounts.
-    pub privilege: Privilege,
-    /// Other users may enter; needs root or `user_allow_other` in `/etc/fuse.conf`.
-    pub allow_other: bool,
-    /// The source that `mount` lists.
-    pub source: String,
-    /// The part of the type behind `fuse.`; no comma.
-    pub subtype: String,
-    /// How far the kernel reads ahead in KiB; `None` keeps its 128, which measured best.
-    pub read_ahead_kib: Option<u32>,
-}
-
-/// Why a FUSE mount failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The operating system refused.
-    #[error("cannot mount FUSE at {mount_point}: {attempt}")]
-    Mount {
-        /// Where.
-        mount_point: PathBuf,
-        /// What was attempted.
-        attempt: &'static str,
-        /// Its answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel did not start to talk.
-    #[error("FUSE mount at {0} is not ready: no greeting from the kernel within {1:?}")]
-    NotReady(PathBuf, Duration),
-    /// Our own limit.
-    #[error("cannot mount FUSE at {0}: {1} mounts are served already, the limit")]
-    TooMany(PathBuf, usize),
-}
-
-/// Serves any number of mounts with a few threads of its own.
-///
-/// Its methods wait for these threads: never call them from one of them.
-pub struct Server {
+/// The threads that serve; dropping them ends what they serve.
+pub(super) struct Threads {
     /// Taken on drop.
     runtime: Option<Runtime>,
     buffers: Arc<Buffers>,
-    mounts: Arc<AtomicUsize>,
-    ends: Mutex<Vec<Weak<End>>>,
+    served: Mutex<Vec<Weak<Served>>>,
     options: ServerOptions,
 }
 
-impl Server {
-    /// Start the threads.
-    pub fn new(options: ServerOptions) -> io::Result<Self> {
+impl Threads {
+    pub(super) fn start(options: &ServerOptions) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(options.threads.max(1))
             .max_blocking_threads(options.mounts_max + 8)
-            .thread_name("spanfs-fuse")
+            .thread_name("spanfs-fuse3")
             .enable_all()
             .build()?;
-        let buffers = Buffers::new(options.buffers);
-        let (mounts, ends) = Default::default();
-        Ok(Self { runtime: Some(runtime), buffers, mounts, ends, options })
+        let (buffers, options) = (Buffers::new(options.buffers), options.clone());
+        Ok(Self { runtime: Some(runtime), buffers, served: Mutex::default(), options })
     }
 
-    /// Mount `filesystem` at `mount_point`, an empty directory, and answer until it is unmounted.
-    pub fn serve(
+    /// Mount at `path`, which is canonical.
+    pub(super) fn serve(
         &self,
         filesystem: Arc<dyn Filesystem>,
-        mount_point: &Path,
+        path: PathBuf,
         options: &FuseOptions,
+        place: Place,
     ) -> Result<Session, ServeError> {
-        let failed = |attempt, source| ServeError::Mount {
-            mount_point: mount_point.to_owned(),
-            attempt,
-            source,
-        };
-        let path = mount_point.canonicalize().map_err(|error| failed("resolve the path", error))?;
-        let place = self.reserve(&path)?;
+        let failed =
+            |attempt, source| ServeError::Mount { mount_point: path.clone(), attempt, source };
         let (ready, is_ready) = mpsc::sync_channel(1);
         let (mounted, is_mounted) = mpsc::sync_channel(1);
         let adaptor = Adaptor {
@@ -146,8 +66,8 @@ impl Server {
             read_deadline: self.options.read_deadline,
             ready: Mutex::new(Some(ready)),
         };
-        let end = Arc::new(End::default());
-        let task = run(adaptor, path.clone(), options.clone(), mounted, Arc::clone(&end));
+        let served = Arc::new(Served::default());
+        let task = run(adaptor, path.clone(), options.clone(), mounted, Arc::clone(&served));
         self.runtime().spawn(async move {
             let _place = place;
             task.await;
@@ -163,10 +83,15 @@ impl Server {
             .and_then(|entry| entry.ok_or_else(|| io::ErrorKind::NotFound.into()))
             .map_err(|error| failed("find it in /proc/self/mountinfo", error))?;
         let connection = Connection(entry.device.1);
-        *end.connection.lock() = Some(connection);
-        self.remember(&end);
-        let session =
-            Session { mount_point: path.clone(), privilege: options.privilege, connection, end };
+        *served.connection.lock() = Some(connection);
+        self.remember(&served);
+        let session = Session {
+            mount_point: path.clone(),
+            privilege: options.privilege,
+            transport: Transport::Fuse3,
+            connection,
+            end: Arc::clone(&served.end),
+        };
         // The sender is dropped at the greeting, or with its session: `is_over` tells which.
         let left = until.saturating_duration_since(Instant::now());
         if is_ready.recv_timeout(left) == Err(mpsc::RecvTimeoutError::Timeout) || session.is_over()
@@ -174,41 +99,27 @@ impl Server {
             session.detach_or_log();
             return Err(late());
         }
-        if let Some(kib) = options.read_ahead_kib
-            && let Err(error) = connection.set_read_ahead(kib)
-        {
-            tracing::warn!("read-ahead of {} stays as it is: {error}", path.display());
-        }
         Ok(session)
     }
 
-    fn remember(&self, end: &Arc<End>) {
-        let mut ends = self.ends.lock();
-        ends.retain(|end| end.strong_count() > 0);
-        ends.push(Arc::downgrade(end));
+    fn remember(&self, new: &Arc<Served>) {
+        let mut served = self.served.lock();
+        served.retain(|served| served.strong_count() > 0);
+        served.push(Arc::downgrade(new));
     }
 
     #[expect(clippy::unwrap_used, reason = "drop alone takes the runtime")]
     fn runtime(&self) -> &Runtime {
         self.runtime.as_ref().unwrap()
     }
-
-    fn reserve(&self, mount_point: &Path) -> Result<Place, ServeError> {
-        let limit = self.options.mounts_max;
-        let place = Place(Arc::clone(&self.mounts));
-        if self.mounts.fetch_add(1, Ordering::Relaxed) >= limit {
-            return Err(ServeError::TooMany(mount_point.to_owned(), limit));
-        }
-        Ok(place)
-    }
 }
 
-impl Drop for Server {
+impl Drop for Threads {
     fn drop(&mut self) {
         // A thread may sit in read(2) on the device: without an abort it would take one more
         // request from the kernel, and nobody would answer.
-        for end in self.ends.get_mut().iter().filter_map(Weak::upgrade) {
-            end.abort();
+        for served in self.served.get_mut().iter().filter_map(Weak::upgrade) {
+            served.abort();
         }
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -216,26 +127,16 @@ impl Drop for Server {
     }
 }
 
-/// One of the mounts that a server takes on.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// How a session ended, once it has.
+/// One mount, as its task and its threads see it.
 #[derive(Default)]
-struct End {
-    over: Mutex<bool>,
-    signal: Condvar,
+struct Served {
+    end: Arc<End>,
     connection: Mutex<Option<Connection>>,
 }
 
-impl End {
+impl Served {
     fn abort(&self) {
-        if *self.over.lock() {
+        if self.end.is_come() {
             return;
         }
         if let Some(connection) = *self.connection.lock()
@@ -251,7 +152,7 @@ async fn run(
     mount_point: PathBuf,
     options: FuseOptions,
     mounted: mpsc::SyncSender<io::Result<()>>,
-    end: Arc<End>,
+    served: Arc<Served>,
 ) {
     let mut raw_options = ::fuse3::MountOptions::default();
     raw_options
@@ -262,7 +163,7 @@ async fn run(
         .default_permissions(true)
         .no_open_support(true)
         .no_open_dir_support(true)
-        .custom_options(format!("subtype={},max_read={}", options.subtype, buffers::READ_LEN_MAX));
+        .custom_options(format!("subtype={},max_read={}", options.subtype, READ_LEN_MAX));
     let session = ::fuse3::raw::Session::new(raw_options);
     let handle = match options.privilege {
         Privilege::Root => session.mount(adaptor, &mount_point).await,
@@ -283,58 +184,9 @@ async fn run(
             let mut handle = ManuallyDrop::new(handle);
             if let Err(error) = (&mut *handle).await {
                 tracing::error!("FUSE session of {} broke: {error}", mount_point.display());
-                end.abort(); // Its reader may still sit on the device, see `Server::drop`.
+                served.abort(); // Its reader may still sit on the device, see `Threads::drop`.
             }
         }
     }
-    *end.over.lock() = true;
-    end.signal.notify_all();
-}
-
-/// A mount being served. It goes on when this value is dropped; it ends with its last user.
-pub struct Session {
-    mount_point: PathBuf,
-    privilege: Privilege,
-    connection: Connection,
-    end: Arc<End>,
-}
-
-impl Session {
-    /// Where it is mounted, canonical.
-    pub fn mount_point(&self) -> &Path {
-        &self.mount_point
-    }
-
-    /// Its FUSE connection.
-    pub fn connection(&self) -> Connection {
-        self.connection
-    }
-
-    /// Take it out of the directory tree. Files open in it, and mounts made of them, live on.
-    pub fn detach(&self) -> io::Result<()> {
-        crate::unmount::detach(&self.mount_point, self.privilege)
-    }
-
-    fn detach_or_log(&self) {
-        if let Err(error) = self.detach() {
-            tracing::error!("{} stays mounted: {error}", self.mount_point.display());
-        }
-    }
-
-    /// True once the kernel has let it go.
-    pub fn is_over(&self) -> bool {
-        *self.end.over.lock()
-    }
-
-    /// Wait until the last user is gone; false if that takes longer.
-    pub fn wait(&self, at_most: Duration) -> bool {
-        let mut over = self.end.over.lock();
-        let until = Instant::now() + at_most;
-        while !*over {
-            if self.end.signal.wait_until(&mut over, until).timed_out() {
-                return *over;
-            }
-        }
-        true
-    }
+    served.end.come();
 }

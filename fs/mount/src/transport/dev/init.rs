@@ -1,0 +1,107 @@
+//! INIT: what we take of what the kernel offers. Pure.
+
+use super::abi::{self, init_flag};
+use super::reply::{Body, Record};
+use super::request::InitIn;
+use crate::transport::READ_LEN_MAX;
+
+/// What a kernel without it lacks costs speed only: no open or readdir depends on a flag.
+const WANTED: u32 = init_flag::ASYNC_READ
+    | init_flag::DO_READDIRPLUS
+    | init_flag::READDIRPLUS_AUTO
+    | init_flag::ASYNC_DIO
+    | init_flag::NO_OPEN_SUPPORT
+    | init_flag::PARALLEL_DIROPS
+    | init_flag::MAX_PAGES
+    | init_flag::CACHE_SYMLINKS
+    | init_flag::NO_OPENDIR_SUPPORT;
+
+/// Requests of read-ahead that the kernel may have under way.
+const BACKGROUND_MAX: u16 = 64;
+/// From here the kernel calls the device congested: three quarters, its own rule.
+const CONGESTION: u16 = BACKGROUND_MAX / 4 * 3;
+/// Data of a write request: nobody writes here, so the smallest that the kernel takes.
+pub(super) const WRITE_LEN_MAX: u32 = 4096;
+/// Times are given to the nanosecond.
+const TIME_GRANULARITY: u32 = 1;
+const PAGE_LEN: usize = 4096;
+const PAGES_MAX: u16 = (READ_LEN_MAX / PAGE_LEN) as u16;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Negotiated {
+    /// Requests will follow.
+    Agreed,
+    /// The kernel speaks a newer major version and asks again.
+    AskedAgain,
+}
+
+/// A kernel that we can't talk to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("kernel speaks FUSE {major}.{minor}, expected {}.{} or newer", abi::MAJOR, abi::MINOR_MIN)]
+pub(super) struct TooOld {
+    major: u32,
+    minor: u32,
+}
+
+/// Answer INIT into `body`, which has room for it.
+pub(super) fn negotiate(offer: InitIn, body: &mut Body<'_>) -> Result<Negotiated, TooOld> {
+    let InitIn { major, minor, read_ahead_max, flags } = offer;
+    if major < abi::MAJOR || major == abi::MAJOR && minor < abi::MINOR_MIN {
+        return Err(TooOld { major, minor });
+    }
+    let mut out = Record::<{ abi::INIT_OUT_LEN }>::new();
+    out.u32(abi::MAJOR).u32(minor.min(abi::MINOR));
+    if major > abi::MAJOR {
+        let short = out.bytes.get(..abi::INIT_OUT_COMPAT_LEN).unwrap_or_default();
+        body.put(short).ok_or(TooOld { major, minor })?;
+        return Ok(Negotiated::AskedAgain);
+    }
+    out.u32(read_ahead_max).u32(flags & WANTED);
+    out.u16(BACKGROUND_MAX).u16(CONGESTION).u32(WRITE_LEN_MAX).u32(TIME_GRANULARITY);
+    out.u16(PAGES_MAX);
+    body.put(&out.bytes).ok_or(TooOld { major, minor })?;
+    Ok(Negotiated::Agreed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(major: u32, minor: u32, flags: u32) -> InitIn {
+        InitIn { major, minor, read_ahead_max: 131_072, flags }
+    }
+
+    fn check(offer: InitIn, expected: Result<(Negotiated, usize), TooOld>) -> Vec<u8> {
+        let mut bytes = [0; 100];
+        let mut body = Body::new(&mut bytes);
+        let outcome = negotiate(offer, &mut body);
+        let len = body.len();
+        assert_eq!(outcome.map(|outcome| (outcome, len)), expected, "{offer:?}");
+        bytes[..len].to_vec()
+    }
+
+    #[test]
+    fn versions_are_agreed_on_or_refused() {
+        use Negotiated::{Agreed, AskedAgain};
+        for (major, minor, expected) in [
+            (7, 45, Ok((Agreed, 64))),
+            (7, 28, Ok((Agreed, 64))),
+            (7, 27, Err(TooOld { major: 7, minor: 27 })),
+            (6, 99, Err(TooOld { major: 6, minor: 99 })),
+            (8, 0, Ok((AskedAgain, 8))),
+        ] {
+            check(offer(major, minor, u32::MAX), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_is_taken_that_was_not_offered() {
+        for offered in [0, init_flag::ASYNC_READ, !init_flag::MAX_PAGES, u32::MAX] {
+            let bytes = check(offer(7, 31, offered), Ok((Negotiated::Agreed, 64)));
+            let field = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+            assert_eq!((field(0), field(4), field(8)), (7, 31, 131_072));
+            assert_eq!(field(12), offered & WANTED);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! FUSE by a loop of our own on `/dev/fuse`, where we are privileged.
+//!
+//! A hit is answered on the thread that took the request, by one write(2); a miss on the thread that
+//! brought the bytes. All mounts of a process share a few threads. Layers, from the bottom: numbers
+//! ([`abi`]), codec ([`request`], [`reply`], [`init`]), meaning ([`answer`]), threads ([`serve`]).
+
+mod abi;
+mod answer;
+mod buffer;
+mod init;
+mod misses;
+mod mounted;
+pub(crate) mod reply;
+mod request;
+mod serve;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::mount::MountAttrFlags;
+
+use self::mounted::{Mounted, Pace};
+use self::serve::Shared;
+use super::connection::Connection;
+use super::options::{FuseOptions, READ_LEN_MAX, ServerOptions, Transport};
+use super::server::{Place, ServeError};
+use super::session::{End, Session};
+use crate::filesystem::Filesystem;
+use crate::kernel_mount::{Context, KernelMountError};
+
+/// The threads that serve; dropping them ends what they serve.
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    options: ServerOptions,
+}
+
+impl Threads {
+    pub(super) fn start(options: &ServerOptions) -> io::Result<Self> {
+        let threads = Self { shared: Shared::new(options)?, options: options.clone() };
+        for number in 0..options.threads.max(1) {
+            let shared = Arc::clone(&threads.shared);
+            let name = format!("spanfs-fuse-{number}");
+            std::thread::Builder::new().name(name).spawn(move || shared.run())?;
+        }
+        Ok(threads)
+    }
+
+    /// Mount at `mount_point`, a canonical path. Nobody sees the mount before it is served.
+    pub(super) fn serve(
+        &self,
+        filesystem: Arc<dyn Filesystem>,
+        mount_point: PathBuf,
+        options: &FuseOptions,
+        place: Place,
+    ) -> Result<Session, ServeError> {
+        let failed = |attempt, source| ServeError::Mount {
+            mount_point: mount_point.clone(),
+            attempt,
+            source,
+        };
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())
+            .map_err(|error| failed("open /dev/fuse", error.into()))?;
+        let context = configure(&device, &mount_point, options)?;
+        context.create()?;
+        let (sender, greeting) = mpsc::sync_channel(1);
+        let end = Arc::new(End::default());
+        let mounted = Mounted {
+            device,
+            filesystem,
+            mount_point: mount_point.clone(),
+            end: Arc::clone(&end),
+            pace: Pace::default(),
+            greeting: Mutex::new(Some(sender)),
+            _place: Some(place),
+        };
+        let number = self.shared.add(Arc::new(mounted));
+        let number = number.map_err(|error| failed("wait for requests", error.into()))?;
+        match self.show(&context, &greeting, &mount_point) {
+            Ok(connection) => {
+                let (privilege, transport) = (options.privilege, Transport::Dev);
+                Ok(Session { mount_point, privilege, transport, connection, end })
+            }
+            Err(error) => {
+                self.shared.remove(number);
+                Err(error)
+            }
+        }
+    }
+
+    /// Once the kernel has been greeted, put the mount where it belongs.
+    fn show(
+        &self,
+        context: &Context,
+        greeting: &mpsc::Receiver<Result<(), init::TooOld>>,
+        mount_point: &Path,
+    ) -> Result<Connection, ServeError> {
+        let failed = |attempt, source| ServeError::Mount {
+            mount_point: mount_point.to_owned(),
+            attempt,
+            source,
+        };
+        let patience = self.options.mount_deadline;
+        match greeting.recv_timeout(patience) {
+            Ok(Ok(())) => {}
+            Ok(Err(too_old)) => {
+                return Err(failed("agree on a protocol", io::Error::other(too_old)));
+            }
+            Err(_) => return Err(ServeError::NotReady(mount_point.to_owned(), patience)),
+        }
+        let mount = context.detached(MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        let connection =
+            connection_of(&mount).map_err(|error| failed("find its connection", error.into()))?;
+        context.place(&mount)?;
+        Ok(connection)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+fn configure(
+    device: &OwnedFd,
+    mount_point: &Path,
+    options: &FuseOptions,
+) -> Result<Context, KernelMountError> {
+    let context = Context::open("fuse", mount_point)?;
+    context.set("source", options.source.as_ref())?;
+    context.set("subtype", options.subtype.as_ref())?;
+    context.set_flag("ro")?;
+    context.set_flag("default_permissions")?;
+    if options.allow_other {
+        context.set_flag("allow_other")?;
+    }
+    let user = rustix::process::getuid().as_raw();
+    let group = rustix::process::getgid().as_raw();
+    for (key, value) in [
+        ("fd", device.as_raw_fd().to_string()),
+        ("rootmode", "40000".to_owned()), // `S_IFDIR`, in octal.
+        ("user_id", user.to_string()),
+        ("group_id", group.to_string()),
+        ("max_read", READ_LEN_MAX.to_string()),
+    ] {
+        context.set(key, value.as_ref())?;
+    }
+    Ok(context)
+}
+
+/// The number of a mount's anonymous device, from what the kernel knows by itself.
+fn connection_of(mount: &OwnedFd) -> rustix::io::Result<Connection> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let statx = rustix::fs::statx(mount, "", flags, StatxFlags::TYPE)?;
+    Ok(Connection(statx.stx_dev_minor))
+}

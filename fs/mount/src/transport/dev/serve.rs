@@ -1,0 +1,326 @@
+//! The loop: a few threads, one epoll instance, the devices of all mounts.
+//!
+//! A device wakes one thread (`EPOLLONESHOT`), which then takes requests until there are no more and
+//! only then lets it wake another: one reader that asks one thing after another has one thread to
+//! itself. Two that wake for each other's requests took seven times as long (20,000 small files,
+//! 2 busy cores). Work that takes its time lets the next thread in first.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::RwLock;
+use rustix::buffer::spare_capacity;
+use rustix::event::{EventfdFlags, Timespec, epoll};
+use rustix::io::Errno as Code;
+
+use super::abi;
+use super::answer::{Answer, answer, read};
+use super::buffer::{Buffer, Spares, send_code};
+use super::init::Negotiated;
+use super::misses::{Miss, MissId, Misses};
+use super::mounted::Mounted;
+use super::request::{Malformed, Request};
+use crate::Errno;
+use crate::transport::ServerOptions;
+
+/// Room for a request: the kernel wants [`abi::READ_BUFFER_LEN_MIN`], forgets come in greater lots.
+const REQUEST_LEN_MAX: usize = 8 * abi::READ_BUFFER_LEN_MIN;
+/// Requests of one mount that a thread answers before the other mounts get their turn.
+const TURN_MAX: usize = 64;
+/// A filled range can be gone again when we look (its layer was dropped and is being fetched anew).
+const FILL_COUNT_MAX: u32 = 4;
+/// Epoll's word for "end all threads"; mounts have smaller numbers.
+const STOP: u64 = u64::MAX;
+
+/// What all threads share.
+pub(super) struct Shared {
+    epoll: OwnedFd,
+    stop: OwnedFd,
+    mounts: RwLock<HashMap<u64, Arc<Mounted>>>,
+    next_number: AtomicU64,
+    misses: Misses,
+    spares: Spares,
+}
+
+impl Shared {
+    pub(super) fn new(options: &ServerOptions) -> rustix::io::Result<Arc<Self>> {
+        let shared = Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            stop: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            mounts: RwLock::default(),
+            next_number: AtomicU64::new(0),
+            misses: Misses::new(options.misses_max, options.read_deadline),
+            spares: Spares::new(options.buffers),
+        };
+        let stop = epoll::EventData::new_u64(STOP);
+        epoll::add(&shared.epoll, &shared.stop, stop, epoll::EventFlags::IN)?;
+        Ok(Arc::new(shared))
+    }
+
+    /// Serve one more; its number is for [`Self::remove`].
+    pub(super) fn add(&self, mounted: Arc<Mounted>) -> rustix::io::Result<u64> {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        self.mounts.write().insert(number, Arc::clone(&mounted));
+        let added = epoll::add(&self.epoll, &mounted.device, data(number), ONCE);
+        if let Err(error) = added {
+            self.mounts.write().remove(&number);
+            return Err(error);
+        }
+        Ok(number)
+    }
+
+    /// Serve it no more.
+    pub(super) fn remove(&self, number: u64) {
+        let Some(mounted) = self.mounts.write().remove(&number) else { return };
+        // It may have been taken out with its last copy elsewhere.
+        let _gone = epoll::delete(&self.epoll, &mounted.device);
+        self.misses.remove_of(&Arc::downgrade(&mounted));
+        mounted.end.come();
+    }
+
+    /// End all mounts and all threads.
+    pub(super) fn stop(&self) {
+        if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
+            tracing::error!("FUSE threads can't be stopped: {error}");
+        }
+        let numbers: Vec<u64> = self.mounts.read().keys().copied().collect();
+        for number in numbers {
+            self.remove(number);
+        }
+    }
+
+    /// What one thread does.
+    pub(super) fn run(self: &Arc<Self>) {
+        let mut hands = Hands { request: vec![0; REQUEST_LEN_MAX], reply: Buffer::new() };
+        // One at a time, so that a second thread wakes for a second mount.
+        let mut events = Vec::with_capacity(1);
+        loop {
+            self.expire();
+            events.clear();
+            let timeout = self.misses.next_deadline().map(until);
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Code::INTR) => {}
+                Err(error) => {
+                    tracing::error!("a FUSE thread ends: {error}");
+                    return;
+                }
+            }
+            for event in &events {
+                let number = event.data.u64();
+                if number == STOP {
+                    return;
+                }
+                let mounted = self.mounts.read().get(&number).cloned();
+                if let Some(mounted) = mounted {
+                    self.take_turn(number, &mounted, &mut hands);
+                }
+            }
+        }
+    }
+
+    fn take_turn(self: &Arc<Self>, number: u64, mounted: &Arc<Mounted>, hands: &mut Hands) {
+        for _ in 0..TURN_MAX {
+            match rustix::io::read(&mounted.device, &mut hands.request[..]) {
+                Ok(len @ 1..) => self.handle(number, mounted, hands, len),
+                Err(Code::AGAIN) => break,
+                // The second: its reader was killed before we took it.
+                Err(Code::INTR | Code::NOENT) => {}
+                Ok(0) | Err(Code::NODEV) => return self.remove(number),
+                Err(error) => {
+                    let mount_point = mounted.mount_point.display();
+                    tracing::error!("FUSE session of {mount_point} broke: {error}");
+                    return self.remove(number);
+                }
+            }
+        }
+        self.let_in(number, mounted);
+    }
+
+    /// The device may wake a thread again; at once, if a request waits there.
+    fn let_in(&self, number: u64, mounted: &Mounted) {
+        if let Err(error) = epoll::modify(&self.epoll, &mounted.device, data(number), ONCE)
+            && error != Code::NOENT
+        {
+            let mount_point = mounted.mount_point.display();
+            tracing::error!("FUSE session of {mount_point} can't go on: {error}");
+            self.remove(number);
+        }
+    }
+
+    fn handle(
+        self: &Arc<Self>,
+        number: u64,
+        mounted: &Arc<Mounted>,
+        hands: &mut Hands,
+        len: usize,
+    ) {
+        let request = match Request::parse(&hands.request[..len]) {
+            Ok(request) => request,
+            Err(malformed) => {
+                tracing::error!("{}: {malformed}", mounted.mount_point.display());
+                if let Malformed::Body { unique, .. } = malformed {
+                    mounted.note(unique, send_code(&mounted.device, unique, Errno::Invalid.code()));
+                }
+                return;
+            }
+        };
+        let unique = request.unique;
+        let code = |code| mounted.note(unique, send_code(&mounted.device, unique, code));
+        if mounted.pace.is_slow(&request.operation) {
+            self.let_in(number, mounted);
+        }
+        let start = Instant::now();
+        let (filesystem, reply) = (&*mounted.filesystem, &mut hands.reply);
+        let outcome = catch_unwind(AssertUnwindSafe(|| answer(filesystem, &request, reply.body())));
+        mounted.pace.note(&request.operation, start.elapsed());
+        match outcome {
+            Ok(Answer::Body(len)) => {
+                mounted.note(unique, hands.reply.send(&mounted.device, unique, len));
+            }
+            Ok(Answer::Code(number)) => code(number),
+            Ok(Answer::Silence) => {}
+            Ok(Answer::Missing { ino, offset, len }) => {
+                let mount = Arc::downgrade(mounted);
+                self.park(Miss { mount, unique, ino, offset, len }, mounted);
+            }
+            Ok(Answer::Greeting(len, agreed)) => {
+                mounted.note(unique, hands.reply.send(&mounted.device, unique, len));
+                if agreed == Negotiated::Agreed {
+                    mounted.greeted(Ok(()));
+                }
+            }
+            Ok(Answer::Refusal(too_old)) => {
+                code(Code::PROTO.raw_os_error());
+                mounted.greeted(Err(too_old));
+            }
+            Err(_panic) => {
+                // Our own mistake, told by the panic; its reader must not wait for ever.
+                tracing::error!("{}: {request:?} panicked", mounted.mount_point.display());
+                code(Errno::InputOutput.code());
+            }
+        }
+    }
+
+    fn park(self: &Arc<Self>, miss: Miss, mounted: &Mounted) {
+        let unique = miss.unique;
+        match self.misses.add(miss) {
+            Some(id) => self.fill(id),
+            None => {
+                let mount_point = mounted.mount_point.display();
+                tracing::error!("a read of {mount_point} fails: too many wait already");
+                let code = Errno::InputOutput.code();
+                mounted.note(unique, send_code(&mounted.device, unique, code));
+            }
+        }
+    }
+
+    fn fill(self: &Arc<Self>, id: MissId) {
+        let Some((miss, count)) = self.misses.count_fill(id) else { return };
+        let Some(mounted) = miss.mount.upgrade() else { return };
+        let Miss { ino, offset, len, .. } = miss;
+        if count > FILL_COUNT_MAX {
+            let ino = ino.0;
+            tracing::warn!(ino, offset, len, "range filled {FILL_COUNT_MAX} times, still absent");
+            return self.fail(id, Errno::InputOutput);
+        }
+        let ticket = Ticket { shared: Arc::downgrade(self), id: Some(id) };
+        let reply = Box::new(move |result| ticket.arrived(result));
+        mounted.filesystem.fill(ino, offset, len as u64, reply);
+    }
+
+    /// A fill ended, on whatever thread this is: it answers the read.
+    fn arrived(self: &Arc<Self>, id: MissId, result: Result<(), Errno>) {
+        if let Err(errno) = result {
+            return self.fail(id, errno);
+        }
+        let Some(miss) = self.misses.get(id) else { return };
+        let Some(mounted) = miss.mount.upgrade() else { return };
+        let outcome = self.spares.with(|buffer| {
+            let Miss { unique, ino, offset, len, .. } = miss;
+            let found = read(&*mounted.filesystem, ino, offset, len, buffer.body());
+            if let Ok(Answer::Body(count)) = found
+                && self.misses.remove(id).is_some()
+            {
+                mounted.note(unique, buffer.send(&mounted.device, unique, count));
+            }
+            found
+        });
+        match outcome {
+            Ok(Answer::Body(_)) => {}
+            Ok(_) => self.fill(id),
+            Err(errno) => self.fail(id, errno),
+        }
+    }
+
+    fn fail(&self, id: MissId, errno: Errno) {
+        if let Some(miss) = self.misses.remove(id) {
+            miss.fail(errno);
+        }
+    }
+
+    /// Answer those that have waited too long. Whoever notes a miss sleeps no longer than it waits.
+    fn expire(&self) {
+        while let Some(miss) = self.misses.pop_expired(Instant::now()) {
+            let (ino, offset, len) = (miss.ino.0, miss.offset, miss.len);
+            tracing::warn!(ino, offset, len, "a read fails: no bytes within its deadline");
+            miss.fail(Errno::InputOutput);
+        }
+    }
+}
+
+impl Miss {
+    fn fail(&self, errno: Errno) {
+        if let Some(mounted) = self.mount.upgrade() {
+            mounted.note(self.unique, send_code(&mounted.device, self.unique, errno.code()));
+        }
+    }
+}
+
+/// What a thread works with.
+struct Hands {
+    request: Vec<u8>,
+    reply: Buffer,
+}
+
+/// The right to answer one miss once.
+struct Ticket {
+    shared: Weak<Shared>,
+    id: Option<MissId>,
+}
+
+impl Ticket {
+    fn arrived(mut self, result: Result<(), Errno>) {
+        if let (Some(shared), Some(id)) = (self.shared.upgrade(), self.id.take()) {
+            shared.arrived(id, result);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let (Some(shared), Some(id)) = (self.shared.upgrade(), self.id.take()) {
+            tracing::error!("a fill was given up without a reply");
+            shared.fail(id, Errno::InputOutput);
+        }
+    }
+}
+
+const ONCE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ONESHOT);
+
+fn data(number: u64) -> epoll::EventData {
+    epoll::EventData::new_u64(number)
+}
+
+fn until(deadline: Instant) -> Timespec {
+    let left = deadline.saturating_duration_since(Instant::now());
+    // One millisecond more, as epoll's clock counts in whole ones.
+    let left = left + std::time::Duration::from_millis(1);
+    Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 })
+}
+
+#[cfg(test)]
+mod tests;
