@@ -4,7 +4,8 @@
 //! a power cut at any instruction leaves the last committed transaction; maintained, and its file
 //! format is stable since 1.0.
 
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -23,21 +24,21 @@ const FORMAT: u64 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file can't be opened, read or written.
-    #[error("{attempt} the snapshot store {path}")]
+    #[error("{attempt} the snapshot store {}", path.display())]
     Database {
         /// What was attempted.
         attempt: &'static str,
         /// The file.
-        path: String,
+        path: PathBuf,
         /// What the database says.
         #[source]
         source: Box<redb::Error>,
     },
     /// What it says makes no sense.
-    #[error("snapshot store {path}: {problem}")]
+    #[error("snapshot store {}: {problem}", path.display())]
     Corrupt {
         /// The file.
-        path: String,
+        path: PathBuf,
         /// What was found and expected.
         problem: String,
     },
@@ -46,8 +47,9 @@ pub enum StoreError {
 /// The file.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
-    path: String,
+    /// None after a failed write: redb wants to be opened anew then.
+    database: Option<Database>,
+    path: PathBuf,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,74 +64,140 @@ struct Record {
     usage: (u64, u64),
 }
 
-impl Store {
-    /// Open or make the file and read the state that it keeps.
-    pub fn open(path: &Path) -> Result<(Self, State), StoreError> {
-        let shown = path.display().to_string();
-        let database = Database::create(path).map_err(|e| fail("opening", &shown, e))?;
-        let store = Self { database, path: shown };
-        let state = store.load()?;
-        Ok((store, state))
-    }
-
-    /// Make a change durable. When this returns, it survives a power cut.
-    pub fn write(&self, change: &Change, last_id: u64) -> Result<(), StoreError> {
-        let error = |e: redb::Error| fail("writing", &self.path, e);
-        let transaction = self.database.begin_write().map_err(|e| error(e.into()))?;
-        {
-            let mut table = transaction.open_table(SNAPSHOTS).map_err(|e| error(e.into()))?;
-            if let Some(name) = &change.removed {
-                table.remove(name.as_str()).map_err(|e| error(e.into()))?;
-            }
-            if let Some(snapshot) = &change.put {
-                let record = encode(snapshot);
-                table
-                    .insert(snapshot.name.as_str(), record.as_slice())
-                    .map_err(|e| error(e.into()))?;
-            }
-            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| error(e.into()))?;
-            let id = change.put.as_ref().map_or(last_id, |snapshot| last_id.max(snapshot.id));
-            numbers.insert("last_id", id).map_err(|e| error(e.into()))?;
-        }
-        transaction.commit().map_err(|e| error(e.into()))
-    }
-
-    fn load(&self) -> Result<State, StoreError> {
-        let error = |e: redb::Error| fail("reading", &self.path, e);
-        let corrupt = |problem: String| StoreError::Corrupt { path: self.path.clone(), problem };
-        let transaction = self.database.begin_write().map_err(|e| error(e.into()))?;
-        {
-            transaction.open_table(SNAPSHOTS).map_err(|e| error(e.into()))?;
-            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| error(e.into()))?;
-            let found = numbers.get("format").map_err(|e| error(e.into()))?.map(|v| v.value());
-            match found {
-                None => drop(numbers.insert("format", FORMAT).map_err(|e| error(e.into()))?),
-                Some(FORMAT) => {}
-                Some(other) => {
-                    return Err(corrupt(format!("format {other}, this version reads {FORMAT}")));
-                }
-            }
-        }
-        transaction.commit().map_err(|e| error(e.into()))?;
-
-        let transaction = self.database.begin_read().map_err(|e| error(e.into()))?;
-        let table = transaction.open_table(SNAPSHOTS).map_err(|e| error(e.into()))?;
-        let numbers = transaction.open_table(NUMBERS).map_err(|e| error(e.into()))?;
-        let last_id =
-            numbers.get("last_id").map_err(|e| error(e.into()))?.map_or(0, |value| value.value());
-        let mut snapshots = Vec::new();
-        for row in table.iter().map_err(|e| error(e.into()))? {
-            let (name, record) = row.map_err(|e| error(e.into()))?;
-            let snapshot = decode(name.value(), record.value())
-                .map_err(|problem| corrupt(format!("record {:?}: {problem}", name.value())))?;
-            snapshots.push(snapshot);
-        }
-        State::restore(snapshots, last_id).map_err(corrupt)
+impl StoreError {
+    /// Whether the disk has no room.
+    pub fn is_full(&self) -> bool {
+        let Self::Database { source, .. } = self else { return false };
+        matches!(&**source, redb::Error::Io(e) if e.kind() == ErrorKind::StorageFull)
     }
 }
 
-fn fail(attempt: &'static str, path: &str, source: impl Into<redb::Error>) -> StoreError {
-    StoreError::Database { attempt, path: path.to_owned(), source: Box::new(source.into()) }
+impl Store {
+    /// Open or make the file and read the state that it keeps.
+    pub fn open(path: &Path) -> Result<(Self, State), StoreError> {
+        let mut store = Self { database: None, path: path.to_owned() };
+        let database = store.connect()?;
+        store.check_format(&database)?;
+        let state = store.load(&database)?;
+        store.database = Some(database);
+        Ok((store, state))
+    }
+
+    /// Make a change to `state` durable. When this returns, it survives a power cut.
+    ///
+    /// Whether a failed write reached the disk is unknown, so the next one writes all of `state` again:
+    /// it is what callers were told.
+    pub fn write(&mut self, change: &Change, state: &State) -> Result<(), StoreError> {
+        let (database, scope) = match self.database.take() {
+            Some(database) => (database, Scope::Change),
+            None => (self.connect()?, Scope::All),
+        };
+        self.transact(&database, change, state, scope)
+            .map_err(|source| self.fail("writing", source))?;
+        self.database = Some(database);
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<Database, StoreError> {
+        Database::create(&self.path).map_err(|source| self.fail("opening", source.into()))
+    }
+
+    fn transact(
+        &self,
+        database: &Database,
+        change: &Change,
+        state: &State,
+        scope: Scope,
+    ) -> Result<(), redb::Error> {
+        let transaction = database.begin_write()?;
+        {
+            let mut table = transaction.open_table(SNAPSHOTS)?;
+            if scope == Scope::All {
+                table.retain(|_, _| false)?;
+                for snapshot in state.walk() {
+                    table.insert(snapshot.name.as_str(), encode(snapshot).as_slice())?;
+                }
+            }
+            if let Some(name) = &change.removed {
+                table.remove(name.as_str())?;
+            }
+            if let Some(snapshot) = &change.put {
+                table.insert(snapshot.name.as_str(), encode(snapshot).as_slice())?;
+            }
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            let id = change.put.as_ref().map_or(0, |snapshot| snapshot.id);
+            numbers.insert("last_id", id.max(state.last_id()))?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn check_format(&self, database: &Database) -> Result<(), StoreError> {
+        let found = Self::format(database).map_err(|source| self.fail("reading", source))?;
+        match found {
+            FORMAT => Ok(()),
+            other => Err(self.corrupt(format!("format {other}, this version reads {FORMAT}"))),
+        }
+    }
+
+    /// The file's format; a new file gets ours.
+    fn format(database: &Database) -> Result<u64, redb::Error> {
+        let transaction = database.begin_write()?;
+        let found = {
+            transaction.open_table(SNAPSHOTS)?;
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            let found = numbers.get("format")?.map(|value| value.value());
+            if found.is_none() {
+                numbers.insert("format", FORMAT)?;
+            }
+            found.unwrap_or(FORMAT)
+        };
+        transaction.commit()?;
+        Ok(found)
+    }
+
+    fn load(&self, database: &Database) -> Result<State, StoreError> {
+        let (rows, last_id) =
+            Self::rows(database).map_err(|source| self.fail("reading", source))?;
+        let snapshots = rows
+            .iter()
+            .map(|(name, record)| {
+                decode(name, record)
+                    .map_err(|problem| self.corrupt(format!("record {name:?}: {problem}")))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        State::restore(snapshots, last_id).map_err(|problem| self.corrupt(problem))
+    }
+
+    fn rows(database: &Database) -> Result<(Vec<Row>, u64), redb::Error> {
+        let transaction = database.begin_read()?;
+        let table = transaction.open_table(SNAPSHOTS)?;
+        let numbers = transaction.open_table(NUMBERS)?;
+        let last_id = numbers.get("last_id")?.map_or(0, |value| value.value());
+        let mut rows = Vec::new();
+        for row in table.iter()? {
+            let (name, record) = row?;
+            rows.push((name.value().to_owned(), record.value().to_owned()));
+        }
+        Ok((rows, last_id))
+    }
+
+    fn fail(&self, attempt: &'static str, source: redb::Error) -> StoreError {
+        StoreError::Database { attempt, path: self.path.clone(), source: Box::new(source) }
+    }
+
+    fn corrupt(&self, problem: String) -> StoreError {
+        StoreError::Corrupt { path: self.path.clone(), problem }
+    }
+}
+
+/// A name and its record.
+type Row = (String, Vec<u8>);
+
+/// What one transaction writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Change,
+    All,
 }
 
 fn encode(snapshot: &Snapshot) -> Vec<u8> {
@@ -188,6 +256,7 @@ mod tests {
 
     fn create(key: &str, parent: &str) -> Command {
         Command::Create {
+            id: 0,
             key: key.into(),
             kind: Kind::Active,
             parent: parent.into(),
@@ -195,10 +264,13 @@ mod tests {
         }
     }
 
-    fn perform(store: &Store, state: &mut State, command: Command) {
+    fn perform(store: &mut Store, state: &mut State, mut command: Command) {
+        if let Command::Create { id, .. } = &mut command {
+            *id = state.last_id() + 1;
+        }
         let now = SystemTime::UNIX_EPOCH + Duration::new(5, 123_456_789);
         let change = state.handle(command, now).unwrap();
-        store.write(&change, state.last_id()).unwrap();
+        store.write(&change, state).unwrap();
         state.apply(change);
     }
 
@@ -206,10 +278,10 @@ mod tests {
     fn what_was_written_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshots.redb");
-        let (store, mut state) = Store::open(&path).unwrap();
-        perform(&store, &mut state, create("a", ""));
+        let (mut store, mut state) = Store::open(&path).unwrap();
+        perform(&mut store, &mut state, create("a", ""));
         perform(
-            &store,
+            &mut store,
             &mut state,
             Command::Commit {
                 name: "A".into(),
@@ -219,9 +291,9 @@ mod tests {
                 usage: Usage { bytes: 1 << 40, inodes: 3 },
             },
         );
-        perform(&store, &mut state, create("b", "A"));
-        perform(&store, &mut state, create("c", "A"));
-        perform(&store, &mut state, Command::Remove { name: "c".into() });
+        perform(&mut store, &mut state, create("b", "A"));
+        perform(&mut store, &mut state, create("c", "A"));
+        perform(&mut store, &mut state, Command::Remove { name: "c".into() });
         drop(store);
         let (_, again) = Store::open(&path).unwrap();
         assert_eq!(again.walk().collect::<Vec<_>>(), state.walk().collect::<Vec<_>>());

@@ -4,6 +4,14 @@ use std::collections::BTreeMap;
 
 use super::Refusal;
 
+/// Chain id of the image layer that a snapshot is to hold; its presence tells the extraction of a
+/// layer from a container.
+pub const TARGET: &str = "containerd.io/snapshot.ref";
+/// Wanted uids of a container's files, as `container:host:size` entries joined by commas.
+pub const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
+/// The same of gids.
+pub const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
+
 /// Longest label, key and value together, in bytes (containerd's `labels.Validate`).
 const LABEL_LEN_MAX: usize = 4096;
 
@@ -68,7 +76,8 @@ impl LabelMask {
     /// may itself contain dots.
     pub fn from_paths<S: AsRef<str>>(paths: &[S]) -> Result<Self, Refusal> {
         if paths.is_empty() || paths.iter().any(|path| path.as_ref() == "labels") {
-            return match paths.iter().map(AsRef::as_ref).find(|path| !path.starts_with("labels")) {
+            let of_labels = |path: &&str| *path == "labels" || path.starts_with("labels.");
+            return match paths.iter().map(AsRef::as_ref).find(|path| !of_labels(path)) {
                 Some(other) => Err(Self::refuse(other)),
                 None => Ok(Self::All),
             };

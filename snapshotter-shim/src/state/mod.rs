@@ -6,11 +6,11 @@
 //! Invariants: names are unique; a committed snapshot never changes but for its labels; a parent is
 //! committed and outlives its children; an id is given once.
 
-mod labels;
+pub mod labels;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::SystemTime;
 
 pub use labels::{LabelMask, Labels};
@@ -72,6 +72,8 @@ pub struct Snapshot {
 pub enum Command {
     /// Make an active snapshot or a view.
     Create {
+        /// Its id, never given before.
+        id: u64,
         /// Its key.
         key: String,
         /// [`Kind::Active`] or [`Kind::View`].
@@ -141,6 +143,9 @@ pub struct Change {
 pub struct State {
     snapshots: BTreeMap<String, Snapshot>,
     children: HashMap<String, usize>,
+    ids: HashSet<u64>,
+    /// (chain id, parent) → names of committed snapshots.
+    layers: HashMap<(String, String), BTreeSet<String>>,
     last_id: u64,
 }
 
@@ -152,7 +157,9 @@ impl State {
     ) -> Result<Self, String> {
         let mut state = Self { last_id, ..Self::default() };
         for snapshot in snapshots {
-            state.last_id = state.last_id.max(snapshot.id);
+            if state.has_id(snapshot.id) {
+                return Err(format!("id {} of {:?} is taken", snapshot.id, snapshot.name));
+            }
             state.put(snapshot);
         }
         for snapshot in state.snapshots.values() {
@@ -191,11 +198,45 @@ impl State {
         std::iter::successors(self.get(&snapshot.parent), |parent| self.get(&parent.parent))
     }
 
+    /// Whether some snapshot has this id.
+    pub fn has_id(&self, id: u64) -> bool {
+        self.ids.contains(&id)
+    }
+
+    /// The committed snapshot whose content is the image layer of chain id `chain` upon `parent`.
+    ///
+    /// Both count: the same chain id may stand on parents of different names, and containerd accepts
+    /// only the one upon the parent that it asked for.
+    pub fn layer(&self, chain: &str, parent: &str) -> Option<&Snapshot> {
+        let names = self.layers.get(&(chain.to_owned(), parent.to_owned()))?;
+        names.first().and_then(|name| self.get(name))
+    }
+
+    /// Whether a snapshot can be created, and if not, why.
+    pub fn may_create(&self, key: &str, kind: Kind, parent: &str) -> Result<(), Refusal> {
+        assert!(kind != Kind::Committed, "a snapshot is committed by Commit only");
+        if key.is_empty() {
+            return Err(Refusal::Invalid("snapshot key is empty".to_owned()));
+        }
+        if !parent.is_empty() && self.stat(parent)?.kind != Kind::Committed {
+            return Err(Refusal::Invalid(format!("parent {parent:?} is not committed")));
+        }
+        match self.get(key) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::AlreadyExists(key.to_owned())),
+        }
+    }
+
     /// What `command` would change. The state itself stays as it is until [`Self::apply`].
     pub fn handle(&self, command: Command, now: SystemTime) -> Result<Change, Refusal> {
         match command {
-            Command::Create { key, kind, parent, labels } => {
-                self.create(key, kind, parent, labels, now)
+            Command::Create { id, key, kind, parent, labels } => {
+                let labels = labels.checked()?;
+                self.may_create(&key, kind, &parent)?;
+                assert!(!self.ids.contains(&id), "id {id} is given twice");
+                let (created, updated, usage) = (now, now, Usage::default());
+                let put = Snapshot { name: key, id, kind, parent, labels, created, updated, usage };
+                Ok(Change { removed: None, put: Some(put) })
             }
             Command::Commit { name, key, labels, parent, usage } => {
                 self.commit(name, &key, labels, parent, usage, now)
@@ -220,49 +261,44 @@ impl State {
 
     /// Make a granted change, once it is durable.
     pub fn apply(&mut self, change: Change) {
-        if let Some(name) = change.removed
-            && let Some(old) = self.snapshots.remove(&name)
-            && let Some(count) = self.children.get_mut(&old.parent)
-        {
-            *count -= 1;
+        if let Some(name) = change.removed {
+            self.take(&name);
         }
         if let Some(snapshot) = change.put {
-            self.last_id = self.last_id.max(snapshot.id);
+            self.take(&snapshot.name);
             self.put(snapshot);
         }
     }
 
     fn put(&mut self, snapshot: Snapshot) {
-        let parent = snapshot.parent.clone();
-        if self.snapshots.insert(snapshot.name.clone(), snapshot).is_none() && !parent.is_empty() {
-            *self.children.entry(parent).or_default() += 1;
+        self.last_id = self.last_id.max(snapshot.id);
+        self.ids.insert(snapshot.id);
+        if !snapshot.parent.is_empty() {
+            *self.children.entry(snapshot.parent.clone()).or_default() += 1;
         }
+        if let Some(layer) = layer_key(&snapshot) {
+            self.layers.entry(layer).or_default().insert(snapshot.name.clone());
+        }
+        self.snapshots.insert(snapshot.name.clone(), snapshot);
     }
 
-    fn create(
-        &self,
-        key: String,
-        kind: Kind,
-        parent: String,
-        labels: Labels,
-        now: SystemTime,
-    ) -> Result<Change, Refusal> {
-        assert!(kind != Kind::Committed, "a snapshot is committed by Commit only");
-        if key.is_empty() {
-            return Err(Refusal::Invalid("snapshot key is empty".to_owned()));
+    fn take(&mut self, name: &str) {
+        let Some(snapshot) = self.snapshots.remove(name) else { return };
+        self.ids.remove(&snapshot.id);
+        if let Some(count) = self.children.get_mut(&snapshot.parent) {
+            *count -= 1;
+            if *count == 0 {
+                self.children.remove(&snapshot.parent);
+            }
         }
-        let labels = labels.checked()?;
-        if !parent.is_empty() && self.stat(&parent)?.kind != Kind::Committed {
-            return Err(Refusal::Invalid(format!("parent {parent:?} is not committed")));
+        if let Some(layer) = layer_key(&snapshot)
+            && let Some(names) = self.layers.get_mut(&layer)
+        {
+            names.remove(name);
+            if names.is_empty() {
+                self.layers.remove(&layer);
+            }
         }
-        if self.get(&key).is_some() {
-            return Err(Refusal::AlreadyExists(key));
-        }
-        let id = self.last_id + 1;
-        let usage = Usage::default();
-        let snapshot =
-            Snapshot { name: key, id, kind, parent, labels, created: now, updated: now, usage };
-        Ok(Change { removed: None, put: Some(snapshot) })
     }
 
     fn commit(
@@ -315,4 +351,10 @@ impl State {
             ))),
         }
     }
+}
+
+/// What [`State::layer`] finds a snapshot by.
+fn layer_key(snapshot: &Snapshot) -> Option<(String, String)> {
+    let chain = snapshot.labels.get(labels::TARGET)?;
+    (snapshot.kind == Kind::Committed).then(|| (chain.to_owned(), snapshot.parent.clone()))
 }

@@ -10,7 +10,10 @@ fn time(seconds: u64) -> SystemTime {
 fn run(commands: Vec<Command>) -> (State, Result<(), Refusal>) {
     let mut state = State::default();
     let mut last = Ok(());
-    for (second, command) in commands.into_iter().enumerate() {
+    for (second, mut command) in commands.into_iter().enumerate() {
+        if let Command::Create { id, .. } = &mut command {
+            *id = second as u64 + 1;
+        }
         last = state.handle(command, time(second as u64)).map(|change| state.apply(change));
     }
     (state, last)
@@ -18,7 +21,7 @@ fn run(commands: Vec<Command>) -> (State, Result<(), Refusal>) {
 
 fn create(key: &str, kind: Kind, parent: &str) -> Command {
     let (key, parent) = (key.to_owned(), parent.to_owned());
-    Command::Create { key, kind, parent, labels: Labels::default() }
+    Command::Create { id: 0, key, kind, parent, labels: Labels::default() }
 }
 
 fn active(key: &str, parent: &str) -> Command {
@@ -119,7 +122,7 @@ fn a_name_is_free_again_after_its_removal() {
         commit("A", "a"),
     ]));
     assert_eq!(last, Ok(()));
-    assert_eq!(state.walk().map(|s| (s.name.as_str(), s.id)).collect::<Vec<_>>(), [("A", 4)]);
+    assert_eq!(state.walk().map(|s| (s.name.as_str(), s.id)).collect::<Vec<_>>(), [("A", 8)]);
 }
 
 #[test]
@@ -135,7 +138,7 @@ fn masks_change_labels_only() {
     check(&["labels.l1", "labels.l2"], &[("l1", "x"), ("l4", "4")], &[("l1", "x"), ("a.b", "3")]);
     check(&["labels.a.b"], &[("a.b", "y")], &[("l1", "1"), ("l2", "2"), ("a.b", "y")]);
     check(&["labels.foo"], &[], &[("l1", "1"), ("l2", "2"), ("a.b", "3")]);
-    for mask in [&["parent"][..], &["labels", "name"], &["labels."]] {
+    for mask in [&["parent"][..], &["labels", "name"], &["labels", "labelsx"], &["labels."]] {
         assert!(matches!(LabelMask::from_paths(mask), Err(Refusal::Invalid(_))), "{mask:?}");
     }
 }
@@ -143,7 +146,42 @@ fn masks_change_labels_only() {
 #[test]
 fn long_labels_are_refused() {
     let labels = [("k".repeat(96), "v".repeat(4001))].into_iter().collect();
-    let command =
-        Command::Create { key: "x".into(), kind: Kind::Active, parent: String::new(), labels };
+    let (key, parent) = ("x".to_owned(), String::new());
+    let command = Command::Create { id: 0, key, kind: Kind::Active, parent, labels };
     assert!(matches!(run(vec![command]).1, Err(Refusal::Invalid(_))));
+}
+
+#[test]
+fn a_layer_is_found_by_chain_and_parent() {
+    let labelled = |name: &str, key: &str, chain: &str| Command::Commit {
+        name: name.to_owned(),
+        key: key.to_owned(),
+        labels: [(labels::TARGET, chain)].into_iter().collect(),
+        parent: String::new(),
+        usage: Usage::default(),
+    };
+    let commands = with([
+        active("b", "A"),
+        labelled("ns1/B", "b", "sha256:b"),
+        active("c", "A"),
+        labelled("ns2/B", "c", "sha256:b"),
+        active("d", ""),
+        labelled("other", "d", "sha256:b"),
+    ]);
+    let (mut state, last) = run(commands);
+    assert_eq!(last, Ok(()));
+    let found = |state: &State, parent| state.layer("sha256:b", parent).map(|s| s.name.clone());
+    assert_eq!(found(&state, "A").as_deref(), Some("ns1/B"));
+    assert_eq!(found(&state, "").as_deref(), Some("other"));
+    assert_eq!(found(&state, "a"), None);
+    for (gone, left) in [("ns1/B", Some("ns2/B")), ("ns2/B", None)] {
+        let change = state.handle(remove(gone), time(9)).unwrap();
+        state.apply(change);
+        assert_eq!(found(&state, "A").as_deref(), left);
+    }
+    let mask = LabelMask::All;
+    let relabel = Command::Update { name: "other".into(), labels: Labels::default(), mask };
+    let change = state.handle(relabel, time(9)).unwrap();
+    state.apply(change);
+    assert_eq!(found(&state, ""), None, "a label that was taken away counts no more");
 }

@@ -1,0 +1,97 @@
+//! From the flags to a served socket and back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use super::flags::Flags;
+use super::notify::notify;
+use super::socket::Address;
+use crate::config::Settings;
+use crate::grpc::{self, SnapshotsService};
+use crate::overlay_support;
+use crate::snapshotter::Snapshotter;
+
+/// Calls at once on one connection; containerd's garbage collector and pulls share one.
+const CALLS_MAX: u32 = 1024;
+/// Threads for calls that wait for the disk.
+const BLOCKING_THREADS_MAX: usize = 128;
+/// How long running calls may go on after we were told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serve until a signal says to stop.
+pub fn run(flags: &Flags, settings: &Settings) -> anyhow::Result<()> {
+    let snapshotter = Arc::new(open(flags, settings)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .context("starting threads")?;
+    let outcome = runtime.block_on(serve(flags, snapshotter));
+    runtime.shutdown_timeout(STOP_TIMEOUT);
+    outcome
+}
+
+fn open(flags: &Flags, settings: &Settings) -> anyhow::Result<Snapshotter> {
+    let work = flags.root.join("snapshotter");
+    std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
+    if settings.check_overlay {
+        overlay_support::check(&work)?;
+        tracing::debug!("snapshotter is supported");
+    }
+    let options = overlay_support::options(&work, &settings.overlay_options);
+    Snapshotter::open(&flags.root, options)
+        .with_context(|| format!("opening the snapshots of {}", flags.root.display()))
+}
+
+async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+
+    let listener = flags.address.listen(&flags.default_address)?;
+    let address = listener.local_addr().ok().and_then(|a| a.as_pathname().map(PathBuf::from));
+    listener.set_nonblocking(true).context("setting up the socket")?;
+    let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
+
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(CALLS_MAX)
+        .add_service(grpc::server(SnapshotsService::new(snapshotter)))
+        .serve_with_incoming_shutdown(incoming, async {
+            drop(stopped.await);
+        });
+    let mut server = tokio::spawn(server);
+    tell("READY=1");
+    let shown = address.as_deref().map(|path| path.display().to_string());
+    tracing::info!(address = shown, "spanfs-snapshotter successfully started");
+
+    let signal = tokio::select! {
+        _ = interrupt.recv() => "interrupt",
+        _ = terminate.recv() => "terminated",
+        ended = &mut server => return ended.context("the server")?.context("the server"),
+    };
+    tracing::info!("Got {signal}");
+    tell("STOPPING=1");
+    drop(stop);
+    if tokio::time::timeout(STOP_TIMEOUT, server).await.is_err() {
+        tracing::warn!("calls are still running after {STOP_TIMEOUT:?}");
+    }
+    if let (Address::Path(path), Some(_)) = (&flags.address, &address) {
+        drop(std::fs::remove_file(path));
+    }
+    tracing::info!("Exiting");
+    Ok(())
+}
+
+fn tell(state: &str) {
+    let socket = std::env::var_os("NOTIFY_SOCKET");
+    if let Err(error) = notify(socket.as_deref(), state) {
+        tracing::warn!(error = %error, state, "cannot tell the supervisor");
+    }
+}

@@ -1,0 +1,204 @@
+//! `containerd.services.snapshots.v1`: requests taken apart, answers put together.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio_stream::Iter;
+use tonic::{Request, Response, Status};
+
+use super::info::{info, labels, mounts};
+use super::proto::snapshots::snapshots_server::Snapshots;
+use super::proto::snapshots::{
+    CleanupRequest, CommitSnapshotRequest, ListSnapshotsRequest, ListSnapshotsResponse,
+    MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
+    RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
+    UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
+};
+use super::status::status;
+use crate::snapshotter::{Failure, Snapshotter};
+use crate::state::{Kind, LabelMask, Snapshot};
+
+/// Snapshots in one message of a listing, as the reference sends them.
+const CHUNK_LEN: usize = 100;
+
+/// The service. Each call runs on a thread of its own to its end, also when its caller has gone.
+#[derive(Clone, Debug)]
+pub struct SnapshotsService {
+    snapshotter: Arc<Snapshotter>,
+    /// Wakes who removes directories.
+    removed: Arc<Notify>,
+}
+
+impl SnapshotsService {
+    /// Serve `snapshotter`, and remove directories of removed snapshots from now on.
+    ///
+    /// Wants to be called in a tokio runtime.
+    pub fn new(snapshotter: Arc<Snapshotter>) -> Self {
+        let removed = Arc::new(Notify::new());
+        tokio::spawn(sweep(Arc::downgrade(&snapshotter), Arc::clone(&removed)));
+        // Whatever the last run left.
+        removed.notify_one();
+        Self { snapshotter, removed }
+    }
+
+    /// Call the snapshotter where blocking is allowed.
+    async fn call<T, F>(&self, call: F) -> Result<T, Status>
+    where
+        F: FnOnce(&Snapshotter) -> Result<T, Failure> + Send + 'static,
+        T: Send + 'static,
+    {
+        let snapshotter = Arc::clone(&self.snapshotter);
+        match tokio::task::spawn_blocking(move || call(&snapshotter)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(failure)) => Err(status(&failure)),
+            Err(error) => Err(Status::internal(format!("a call did not end: {error}"))),
+        }
+    }
+}
+
+/// Remove directories whenever there may be some to remove, as long as anyone needs the snapshotter.
+async fn sweep(snapshotter: std::sync::Weak<Snapshotter>, removed: Arc<Notify>) {
+    loop {
+        removed.notified().await;
+        let Some(snapshotter) = snapshotter.upgrade() else { return };
+        match tokio::task::spawn_blocking(move || snapshotter.cleanup()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                tracing::warn!(error = %status(&failure).message(), "cannot look for directories to remove");
+            }
+            Err(error) => tracing::error!(error = %error, "removing directories did not end"),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for SnapshotsService {
+    type ListStream = Iter<Chunks>;
+
+    async fn prepare(
+        &self,
+        request: Request<PrepareSnapshotRequest>,
+    ) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        let r = request.into_inner();
+        tracing::debug!(key = r.key, parent = r.parent, "prepare");
+        let labels = labels(r.labels);
+        let mount = self.call(move |s| s.create(&r.key, Kind::Active, &r.parent, labels)).await?;
+        Ok(Response::new(PrepareSnapshotResponse { mounts: mounts(mount) }))
+    }
+
+    async fn view(
+        &self,
+        request: Request<ViewSnapshotRequest>,
+    ) -> Result<Response<ViewSnapshotResponse>, Status> {
+        let r = request.into_inner();
+        tracing::debug!(key = r.key, parent = r.parent, "view");
+        let labels = labels(r.labels);
+        let mount = self.call(move |s| s.create(&r.key, Kind::View, &r.parent, labels)).await?;
+        Ok(Response::new(ViewSnapshotResponse { mounts: mounts(mount) }))
+    }
+
+    async fn mounts(
+        &self,
+        request: Request<MountsRequest>,
+    ) -> Result<Response<MountsResponse>, Status> {
+        let key = request.into_inner().key;
+        tracing::debug!(key, "mounts");
+        let mount = self.call(move |s| s.mounts(&key)).await?;
+        Ok(Response::new(MountsResponse { mounts: mounts(mount) }))
+    }
+
+    async fn commit(
+        &self,
+        request: Request<CommitSnapshotRequest>,
+    ) -> Result<Response<()>, Status> {
+        let r = request.into_inner();
+        tracing::debug!(name = r.name, key = r.key, parent = r.parent, "commit");
+        let labels = labels(r.labels);
+        self.call(move |s| s.commit(&r.name, &r.key, labels, &r.parent)).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveSnapshotRequest>,
+    ) -> Result<Response<()>, Status> {
+        let key = request.into_inner().key;
+        tracing::debug!(key, "remove");
+        let removed = Arc::clone(&self.removed);
+        self.call(move |s| {
+            s.remove(&key)?;
+            removed.notify_one();
+            Ok(())
+        })
+        .await?;
+        Ok(Response::new(()))
+    }
+
+    async fn stat(
+        &self,
+        request: Request<StatSnapshotRequest>,
+    ) -> Result<Response<StatSnapshotResponse>, Status> {
+        let key = request.into_inner().key;
+        tracing::debug!(key, "stat");
+        let snapshot = self.call(move |s| s.stat(&key)).await?;
+        Ok(Response::new(StatSnapshotResponse { info: Some(info(&snapshot)) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateSnapshotRequest>,
+    ) -> Result<Response<UpdateSnapshotResponse>, Status> {
+        let UpdateSnapshotRequest { info: new, update_mask, .. } = request.into_inner();
+        let new = new.unwrap_or_default();
+        let paths = update_mask.unwrap_or_default().paths;
+        tracing::debug!(key = new.name, ?paths, "update");
+        let labels = labels(new.labels);
+        let update = move |s: &Snapshotter| {
+            let mask = LabelMask::from_paths(&paths)?;
+            s.update(&new.name, labels, mask)
+        };
+        let snapshot = self.call(update).await?;
+        Ok(Response::new(UpdateSnapshotResponse { info: Some(info(&snapshot)) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let filters = request.into_inner().filters;
+        tracing::debug!(?filters, "walk");
+        let snapshots = self.call(move |s| s.list(&filters)).await?;
+        Ok(Response::new(tokio_stream::iter(Chunks(snapshots.into_iter()))))
+    }
+
+    async fn usage(
+        &self,
+        request: Request<UsageRequest>,
+    ) -> Result<Response<UsageResponse>, Status> {
+        let key = request.into_inner().key;
+        tracing::debug!(key, "usage");
+        let usage = self.call(move |s| s.usage(&key)).await?;
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let (size, inodes) = (number(usage.bytes), number(usage.inodes));
+        Ok(Response::new(UsageResponse { size, inodes }))
+    }
+
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> Result<Response<()>, Status> {
+        tracing::debug!("cleanup");
+        self.call(Snapshotter::cleanup).await?;
+        Ok(Response::new(()))
+    }
+}
+
+/// A listing, cut into messages as they are asked for.
+#[derive(Debug)]
+pub struct Chunks(std::vec::IntoIter<Snapshot>);
+
+impl Iterator for Chunks {
+    type Item = Result<ListSnapshotsResponse, Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let info: Vec<_> = self.0.by_ref().take(CHUNK_LEN).map(|s| info(&s)).collect();
+        (!info.is_empty()).then_some(Ok(ListSnapshotsResponse { info }))
+    }
+}

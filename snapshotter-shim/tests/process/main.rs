@@ -1,0 +1,7 @@
+//! The program as a process: its socket, its supervisor, its settings, and its death.
+//!
+//! Each test has a root, a socket and a process of its own, ended with the test whatever comes.
+
+mod death;
+mod life;
+mod node;

@@ -1,0 +1,91 @@
+//! A started program and a connection to it.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use spanfs_snapshotter::grpc::proto::snapshots::snapshots_client::SnapshotsClient;
+use tonic::transport::{Channel, Endpoint};
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_spanfs-snapshotter");
+/// For a machine where many build at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Node {
+    pub(crate) child: Child,
+    pub(crate) socket: PathBuf,
+}
+
+impl Node {
+    /// Start at a socket below `root`, where also its state is. Whether overlayfs works is not tried,
+    /// so that no test here needs to be root.
+    pub(crate) fn start(root: &Path) -> Self {
+        let socket = root.join("run/test.sock");
+        let mut command = Command::new(PROGRAM);
+        command.arg("--address").arg(&socket).args(arguments(root)).stderr(Stdio::piped());
+        Self { child: command.spawn().unwrap(), socket }
+    }
+
+    /// Start with a socket that is listened at already, as systemd does.
+    pub(crate) fn activate(root: &Path, listener: UnixListener) -> Self {
+        let socket = listener.local_addr().unwrap().as_pathname().unwrap().to_owned();
+        let mut command = Command::new("sh");
+        let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+        command
+            .args(["-c", script, "sh", PROGRAM, "--address", "fd://"])
+            .args(arguments(root))
+            .stdin(Stdio::from(OwnedFd::from(listener)))
+            .stderr(Stdio::piped());
+        Self { child: command.spawn().unwrap(), socket }
+    }
+
+    pub(crate) async fn connect(&mut self) -> SnapshotsClient<Channel> {
+        let deadline = Instant::now() + PATIENCE;
+        let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket.display())).unwrap();
+        loop {
+            match endpoint.connect().await {
+                Ok(channel) => return SnapshotsClient::new(channel),
+                Err(error) => assert!(Instant::now() < deadline, "nobody listens: {error}"),
+            }
+            assert_eq!(self.child.try_wait().unwrap(), None, "the program ended");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// How it ended, and its log.
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the program goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (status, log)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Both fail only where it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn arguments(root: &Path) -> [PathBuf; 4] {
+    let config = root.join("config.toml");
+    std::fs::write(&config, "skip_check_snapshotter_supported = true\n").unwrap();
+    ["--root".into(), root.join("state"), "--config".into(), config]
+}
