@@ -76,6 +76,7 @@ impl Directories {
                 _ => set_mode(path, PRIVATE)?,
             }
         }
+        sync(&snapshots)?;
         sync(&snapshotter)?;
         Ok(Self { snapshots })
     }
@@ -114,8 +115,8 @@ impl Directories {
             std::os::unix::fs::lchown(&content, Some(uid), Some(gid))
                 .map_err(fail("giving an owner to", &content))?;
         }
-        sync(&path)?;
-        sync(&self.snapshots)
+        // Its last change is younger than its own entry above, so a journal that has one has both.
+        sync(&path)
     }
 
     /// Owner of a snapshot's content.

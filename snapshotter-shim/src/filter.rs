@@ -23,8 +23,18 @@ pub struct FilterError {
 
 #[derive(Debug)]
 struct Selector {
-    path: Vec<String>,
+    field: Field,
     test: Test,
+}
+
+#[derive(Debug)]
+enum Field {
+    Name,
+    Parent,
+    Kind,
+    Label(String),
+    /// No snapshot has it.
+    Unknown,
 }
 
 #[derive(Debug)]
@@ -61,14 +71,12 @@ impl Filters {
 
 impl Selector {
     fn matches(&self, snapshot: &Snapshot) -> bool {
-        let value = match self.path.as_slice() {
-            [field] if field == "name" => Some(snapshot.name.as_str()),
-            [field] if field == "parent" => Some(snapshot.parent.as_str()),
-            [field] if field == "kind" => Some(snapshot.kind.name()),
-            [field, key @ ..] if field == "labels" && !key.is_empty() => {
-                snapshot.labels.get(&key.join("."))
-            }
-            _ => None,
+        let value = match &self.field {
+            Field::Name => Some(snapshot.name.as_str()),
+            Field::Parent => Some(snapshot.parent.as_str()),
+            Field::Kind => Some(snapshot.kind.name()),
+            Field::Label(key) => snapshot.labels.get(key),
+            Field::Unknown => None,
         };
         match &self.test {
             Test::Present => value.is_some(),
@@ -77,6 +85,18 @@ impl Selector {
             Test::Matches(pattern) => {
                 pattern.as_ref().is_some_and(|p| p.is_match(value.unwrap_or_default()))
             }
+        }
+    }
+}
+
+impl Field {
+    fn of(path: &[String]) -> Self {
+        match path {
+            [field] if field == "name" => Self::Name,
+            [field] if field == "parent" => Self::Parent,
+            [field] if field == "kind" => Self::Kind,
+            [field, key @ ..] if field == "labels" && !key.is_empty() => Self::Label(key.join(".")),
+            _ => Self::Unknown,
         }
     }
 }
@@ -123,7 +143,7 @@ impl<'a> Parser<'a> {
         } else {
             Test::Present
         };
-        Ok(Selector { path, test })
+        Ok(Selector { field: Field::of(&path), test })
     }
 
     fn field(&mut self) -> Result<String, FilterError> {

@@ -4,8 +4,12 @@
 //! a directory is made before the record that tells of it, and goes after it. Killed in between, it
 //! leaves a directory without record, which the next start or [`Snapshotter::cleanup`] removes.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
@@ -81,11 +85,7 @@ impl Snapshotter {
         let used = names.iter().filter_map(|name| name.parse().ok()).max().unwrap_or(0);
         let ids = Ids { last: state.last_id().max(used), unborn: HashSet::new() };
         for snapshot in state.walk().filter(|snapshot| !directories.has(snapshot.id)) {
-            tracing::error!(
-                key = snapshot.name,
-                id = snapshot.id,
-                "the directory of a snapshot is gone; remove the snapshot"
-            );
+            mend(&directories, &state, snapshot)?;
         }
         Ok(Self {
             directories,
@@ -186,7 +186,7 @@ impl Snapshotter {
     }
 
     /// Snapshots that match, as of one instant, by name.
-    pub fn list(&self, filters: &[String]) -> Result<Vec<Snapshot>, Failure> {
+    pub fn list(&self, filters: &[String]) -> Result<Vec<Arc<Snapshot>>, Failure> {
         let filters = Filters::parse(filters)?;
         let state = self.state.read();
         Ok(state.walk().filter(|snapshot| filters.matches(snapshot)).cloned().collect())
@@ -249,6 +249,24 @@ impl Snapshotter {
         self.state.write().apply(change);
         Ok(put)
     }
+}
+
+/// Give a snapshot without directory one, where that does not hide a loss.
+fn mend(
+    directories: &Directories,
+    state: &State,
+    snapshot: &Snapshot,
+) -> Result<(), DirectoryError> {
+    let (key, id) = (snapshot.name.as_str(), snapshot.id);
+    if snapshot.kind == Kind::Committed {
+        tracing::error!(key, id, "the content of a snapshot is gone; remove it and pull again");
+        return Ok(());
+    }
+    tracing::warn!(key, id, "the directory of a snapshot is gone; it begins anew");
+    directories.remove(&id.to_string())?;
+    let parent = state.get(&snapshot.parent).filter(|parent| directories.has(parent.id));
+    let owner = parent.map(|parent| directories.owner(parent.id)).transpose()?;
+    directories.create(id, snapshot.kind, owner)
 }
 
 /// A snapshot between the choice of its id and its record.

@@ -98,6 +98,12 @@ impl Store {
         Ok(())
     }
 
+    /// As after a failed write.
+    #[cfg(test)]
+    pub(crate) fn rewrite_with_next(&mut self) {
+        self.database = None;
+    }
+
     fn connect(&self) -> Result<Database, StoreError> {
         Database::create(&self.path).map_err(|source| self.fail("opening", source.into()))
     }
@@ -298,6 +304,27 @@ mod tests {
         let (_, again) = Store::open(&path).unwrap();
         assert_eq!(again.walk().collect::<Vec<_>>(), state.walk().collect::<Vec<_>>());
         assert_eq!(again.last_id(), 3, "an id is never given twice");
+    }
+
+    #[test]
+    fn after_a_failed_write_the_file_says_what_callers_were_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshots.redb");
+        let (mut store, mut state) = Store::open(&path).unwrap();
+        perform(&mut store, &mut state, create("kept", ""));
+        perform(&mut store, &mut state, create("removed", ""));
+        // Both reached the disk, but their callers were told of a failure.
+        let now = SystemTime::UNIX_EPOCH;
+        let mut doubtful = state.clone();
+        perform(&mut store, &mut doubtful, create("doubtful", ""));
+        perform(&mut store, &mut doubtful, Command::Remove { name: "kept".into() });
+        store.rewrite_with_next();
+        let change = state.handle(Command::Remove { name: "removed".into() }, now).unwrap();
+        store.write(&change, &state).unwrap();
+        state.apply(change);
+        drop(store);
+        let (_, again) = Store::open(&path).unwrap();
+        assert_eq!(again.walk().collect::<Vec<_>>(), state.walk().collect::<Vec<_>>());
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl Snapshots for SnapshotsService {
 
 /// A listing, cut into messages as they are asked for.
 #[derive(Debug)]
-pub struct Chunks(std::vec::IntoIter<Snapshot>);
+pub struct Chunks(std::vec::IntoIter<Arc<Snapshot>>);
 
 impl Iterator for Chunks {
     type Item = Result<ListSnapshotsResponse, Status>;

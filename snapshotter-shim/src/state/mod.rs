@@ -11,6 +11,7 @@ pub mod labels;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use labels::{LabelMask, Labels};
@@ -141,7 +142,7 @@ pub struct Change {
 /// All snapshots.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    snapshots: BTreeMap<String, Snapshot>,
+    snapshots: BTreeMap<String, Arc<Snapshot>>,
     children: HashMap<String, usize>,
     ids: HashSet<u64>,
     /// (chain id, parent) → names of committed snapshots.
@@ -175,7 +176,7 @@ impl State {
 
     /// One snapshot.
     pub fn get(&self, name: &str) -> Option<&Snapshot> {
-        self.snapshots.get(name)
+        self.snapshots.get(name).map(Arc::as_ref)
     }
 
     /// One snapshot, or the refusal to give it.
@@ -184,7 +185,7 @@ impl State {
     }
 
     /// All snapshots, by name.
-    pub fn walk(&self) -> impl Iterator<Item = &Snapshot> {
+    pub fn walk(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
         self.snapshots.values()
     }
 
@@ -279,7 +280,7 @@ impl State {
         if let Some(layer) = layer_key(&snapshot) {
             self.layers.entry(layer).or_default().insert(snapshot.name.clone());
         }
-        self.snapshots.insert(snapshot.name.clone(), snapshot);
+        self.snapshots.insert(snapshot.name.clone(), Arc::new(snapshot));
     }
 
     fn take(&mut self, name: &str) {
