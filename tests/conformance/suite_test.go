@@ -48,8 +48,6 @@ func startSnapshotter(program, root string) (snapshots.Snapshotter, func() error
 	socket := filepath.Join(root, "run", "snapshotter.sock")
 	command := exec.Command(program, "--root", root, "--address", socket, "--log-level", "warn")
 	command.Stderr = os.Stderr
-	// Should this process be killed, its children end too.
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := command.Start(); err != nil {
 		return nil, nil, err
 	}
