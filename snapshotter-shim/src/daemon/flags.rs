@@ -87,6 +87,8 @@ const SOCI: Program = Program {
 /// Flags, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flags {
+    /// Name of the program in messages.
+    pub name: &'static str,
     /// Where to listen.
     pub address: Address,
     /// Where to listen when systemd hands over no socket.
@@ -146,6 +148,7 @@ impl RawFlags {
         let root = value(self.root, "ROOT").unwrap_or_else(|| program.root.to_owned());
         let is_required = config != program.config;
         Ok(Flags {
+            name: program.name,
             address: Address::parse(&address).ok_or(FlagError::Address(address))?,
             default_address: program.address.into(),
             config: ConfigFile { path: config.into(), is_required },
@@ -201,6 +204,7 @@ mod tests {
         let arguments = ["--root", "/flag", "--address=fd://", "--config", "/c"];
         let flags = resolve("soci-snapshotter-grpc", &arguments, &variables).unwrap();
         assert_eq!((flags.root, flags.log_level), ("/flag".into(), Level::Debug));
+        assert_eq!(flags.name, "soci-snapshotter-grpc", "its messages are known by it");
         assert_eq!(flags.address, Address::Activation);
         assert_eq!(flags.config, ConfigFile { path: "/c".into(), is_required: true });
         let flags = resolve("spanfs-snapshotter", &[], &variables).unwrap();

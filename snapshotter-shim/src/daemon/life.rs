@@ -69,7 +69,7 @@ async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<(
     let mut server = tokio::spawn(server);
     tell("READY=1");
     let shown = address.as_deref().map(|path| path.display().to_string());
-    tracing::info!(address = shown, "spanfs-snapshotter successfully started");
+    tracing::info!(address = shown, "{} successfully started", flags.name);
 
     let signal = tokio::select! {
         _ = interrupt.recv() => "interrupt",
