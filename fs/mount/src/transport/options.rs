@@ -44,8 +44,9 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
-            // Misses hold none, so two threads serve a whole image (measured on 2 cores).
-            threads: 2,
+            // Misses hold none, so a thread a core is enough; two at least, as one may wait for a
+            // disk. Those that are not needed sleep.
+            threads: std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16),
             buffers: 16,
             // A waiting read costs some 200 bytes, and the kernel sends 64 of read-ahead a mount.
             misses_max: 1 << 16,

@@ -1,6 +1,6 @@
 //! Figures of the transports beside one another, in one run: told, not judged.
 //!
-//! `cargo test --release -p spanfs-mount --test mounts -- --ignored --nocapture measure`
+//! `cargo test -p spanfs-mount --test mounts -- --ignored --nocapture measure`
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;

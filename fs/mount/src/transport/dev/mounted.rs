@@ -58,7 +58,8 @@ impl Drop for Mounted {
 /// How long reads take here: as long as a copy, or as long as a disk.
 #[derive(Default)]
 pub(super) struct Pace {
-    was_slow: AtomicBool,
+    /// The last small read was as fast as memory; not so before the first.
+    was_fast: AtomicBool,
 }
 
 /// Longer reads are worth the wake-up of a second thread.
@@ -71,7 +72,7 @@ impl Pace {
     pub(super) fn is_slow(&self, operation: &Operation<'_>) -> bool {
         match *operation {
             Operation::Read { len, .. } => {
-                len > READ_LEN_SMALL || self.was_slow.load(Ordering::Relaxed)
+                len > READ_LEN_SMALL || !self.was_fast.load(Ordering::Relaxed)
             }
             _ => false,
         }
@@ -80,9 +81,9 @@ impl Pace {
     /// One took so long.
     pub(super) fn note(&self, operation: &Operation<'_>, took: Duration) {
         if matches!(*operation, Operation::Read { len, .. } if len <= READ_LEN_SMALL) {
-            let is_slow = took > READ_SLOW;
-            if self.was_slow.load(Ordering::Relaxed) != is_slow {
-                self.was_slow.store(is_slow, Ordering::Relaxed);
+            let is_fast = took < READ_SLOW;
+            if self.was_fast.load(Ordering::Relaxed) != is_fast {
+                self.was_fast.store(is_fast, Ordering::Relaxed);
             }
         }
     }

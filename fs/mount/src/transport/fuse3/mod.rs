@@ -18,12 +18,11 @@ use tokio::runtime::Runtime;
 
 use self::adaptor::Adaptor;
 use self::buffers::Buffers;
-use super::Transport;
 use super::connection::Connection;
-use super::options::READ_LEN_MAX;
-use super::server::Place;
+pub use super::options::Privilege; // Its first place, where callers still look for it.
+use super::options::{FuseOptions, READ_LEN_MAX, ServerOptions, Transport};
+use super::server::{Place, ServeError};
 use super::session::{End, Session};
-pub use super::{FuseOptions, Privilege, ServeError, Server, ServerOptions};
 use crate::filesystem::Filesystem;
 use crate::mountinfo;
 

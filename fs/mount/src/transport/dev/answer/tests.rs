@@ -20,6 +20,10 @@ pub(in super::super) struct Toy {
 pub(in super::super) const LEN: u64 = 5000;
 /// An inode that our own code stumbles over.
 pub(in super::super) const BAD: u64 = 666;
+/// The same once its bytes are there.
+pub(in super::super) const LATE_BAD: u64 = 667;
+/// An inode whose reads take as long as a bad disk.
+pub(in super::super) const SLOW: u64 = 668;
 
 impl Filesystem for Toy {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attributes>, Errno> {
@@ -74,16 +78,22 @@ impl Filesystem for Toy {
 
     fn read_present(
         &self,
-        _ino: Ino,
+        ino: Ino,
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Option<usize>, Errno> {
+        let is_present = self.is_present.load(Ordering::Relaxed);
+        assert!(!is_present || ino.0 != LATE_BAD, "a mistake of the test's own");
+        if ino.0 == SLOW {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
         let count = LEN.saturating_sub(offset).min(buffer.len() as u64) as usize;
         buffer[..count].fill(7);
-        Ok(self.is_present.load(Ordering::Relaxed).then_some(count))
+        Ok(is_present.then_some(count))
     }
 
-    fn fill(&self, _ino: Ino, _offset: u64, _len: u64, reply: FillReply) {
+    fn fill(&self, ino: Ino, _offset: u64, _len: u64, reply: FillReply) {
+        assert_ne!(ino.0, BAD, "a mistake of the test's own");
         self.fills.lock().push(reply);
     }
 }

@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
 use crate::transport::dev::abi::opcode;
-use crate::transport::dev::answer::tests::{BAD, Toy};
+use crate::transport::dev::answer::tests::{BAD, LATE_BAD, SLOW, Toy};
 use crate::transport::dev::mounted::Pace;
 use crate::transport::dev::request::tests::{init_body, message, window_body};
 use crate::transport::session::End;
@@ -132,7 +132,15 @@ fn a_panic_of_ours_is_an_error_for_one_reader() {
     for unique in 1..5 {
         assert_eq!(kernel.ask(opcode::GETATTR, unique, BAD, &[0; 16]).1, EIO);
         assert_eq!(kernel.ask(opcode::GETATTR, unique, 1, &[0; 16]).1, 0);
+        let read = kernel.ask(opcode::READ, unique, BAD, &window_body(0, 1));
+        assert_eq!(read, (unique, EIO, Vec::new()), "its fill panicked");
     }
+    kernel.send(&message(opcode::READ, 9, LATE_BAD, &window_body(0, 1)));
+    let fill = kernel.take_fill();
+    kernel.toy.is_present.store(true, Ordering::Relaxed);
+    assert!(catch_unwind(AssertUnwindSafe(|| fill(Ok(())))).is_err());
+    assert_eq!(kernel.reply(), (9, EIO, Vec::new()));
+    assert!(kernel.shared.misses.next_deadline().is_none());
 }
 
 #[test]
@@ -146,6 +154,17 @@ fn a_miss_is_answered_once_by_whoever_brings_the_bytes() {
     fill(Ok(()));
     assert_eq!(kernel.reply(), (10, 0, vec![7; 4096]));
     assert!(kernel.shared.misses.next_deadline().is_none());
+}
+
+#[test]
+fn a_slow_read_lets_others_pass() {
+    let kernel = Kernel::start(&ServerOptions::default());
+    kernel.toy.is_present.store(true, Ordering::Relaxed);
+    for unique in [1, 3] {
+        kernel.send(&message(opcode::READ, unique, SLOW, &window_body(0, 1)));
+        assert_eq!(kernel.ask(opcode::STATFS, unique + 1, 1, &[]).0, unique + 1);
+        assert_eq!(kernel.reply().0, unique);
+    }
 }
 
 #[test]
