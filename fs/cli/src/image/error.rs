@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use spanfs_cache::CacheError;
-use spanfs_cache::build::BuildError;
 use spanfs_fetch::{Class, EngineError, FetchError, LayoutError, OptionsError, SourceError};
 use spanfs_layer::Digest;
 
@@ -49,18 +48,9 @@ pub enum ImageError {
         #[source]
         source: FetchError,
     },
-    /// A layer's bytes are no layer.
-    #[error("unpacking layer {layer}")]
-    Build {
-        /// Layer.
-        layer: Digest,
-        /// What is wrong.
-        #[source]
-        source: BuildError,
-    },
     /// The cache.
     #[error(transparent)]
-    Cache(#[from] CacheError),
+    Cache(CacheError),
     /// Nobody wants it any more.
     #[error("stopped")]
     Stopped,
@@ -77,11 +67,9 @@ impl ImageError {
                 std::io::ErrorKind::PermissionDenied => Class::Refused,
                 _ => Class::Retry,
             },
-            Self::Corrupt(_) | Self::Build { .. } => Class::Corrupt,
-            Self::Cache(CacheError::BadZtoc { .. } | CacheError::Condemned { .. }) => {
-                Class::Corrupt
-            }
-            Self::Cache(_) | Self::Start(_) => Class::Retry,
+            Self::Corrupt(_) => Class::Corrupt,
+            Self::Cache(error) => error.class(),
+            Self::Start(_) => Class::Retry,
             Self::Usage { .. } => Class::Refused,
             Self::Stopped => Class::Cancelled,
         }
@@ -101,6 +89,15 @@ impl ImageError {
 
     pub(crate) fn usage(what: impl Into<String>, reason: impl ToString) -> Self {
         Self::Usage { what: what.into(), reason: reason.to_string() }
+    }
+}
+
+impl From<CacheError> for ImageError {
+    fn from(error: CacheError) -> Self {
+        match error {
+            CacheError::Stopped { .. } => Self::Stopped,
+            error => Self::Cache(error),
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use spanfs_cache::{Cache, Content, Layer, LayerSpec};
+use spanfs_cache::build::BuildOptions;
+use spanfs_cache::{Cache, Content, Layer, LayerSpec, Origin, WholeSpec, WholeToc};
 use spanfs_fetch::Blob;
 use spanfs_layer::oci::Descriptor;
 use spanfs_layer::tree::{Tree, TreeBuilder, TreeOptions};
@@ -11,7 +12,6 @@ use spanfs_layer::ztoc::View;
 use spanfs_layer::{Digest, Record};
 
 use super::shelf::Shelf;
-use super::whole_layer::{self, Found};
 use super::{Discovery, Image, ImageError, Images};
 use crate::side_by_side::{cores, side_by_side};
 
@@ -29,7 +29,7 @@ pub enum How {
     Kept,
     /// It was fetched whole just now; its zTOC was built on the way and is kept.
     Whole,
-    /// It was fetched whole, and will be again: it can't have a zTOC, for this reason.
+    /// It was fetched whole, and kept as a local file: it can't have a zTOC, for this reason.
     Never(String),
 }
 
@@ -151,22 +151,34 @@ impl Images {
         if let Some(ztoc) = ztoc {
             return lazy(source.cache, descriptor, diff_id, ztoc, blob);
         }
-        match whole_layer::fetch(&*blob, descriptor, diff_id, self.pool(), source)? {
-            Found::Lazy { ztoc, blob } => {
-                let digest = Digest::of(&ztoc);
+        let whole = source.cache.whole(WholeSpec {
+            blob,
+            diff_id: Some(diff_id),
+            build: BuildOptions::default(),
+            stream: WholeSpec::stream(),
+            stop: source.stop,
+            progress: &|done| (source.progress)(descriptor, done),
+        })?;
+        Ok(match whole.toc {
+            WholeToc::Lazy { layer, ztoc } => {
+                let digest = *layer.ztoc_digest();
+                // Outlives the layer's eviction from the cache.
                 shelf.keep(&digest, &ztoc);
                 shelf.note(&descriptor.digest, &digest);
-                let ztoc = Ztoc { digest, bytes: ztoc.into(), how: How::Whole };
-                lazy(source.cache, descriptor, diff_id, ztoc, blob)
+                let how = match whole.origin {
+                    Origin::Blob => How::Whole,
+                    Origin::Disk => How::Kept,
+                };
+                spanned(descriptor, layer, Ztoc { digest, bytes: ztoc, how })
             }
-            Found::Whole { content, records, reason } => Ok(OpenLayer {
+            WholeToc::Never { content, reason } => OpenLayer {
                 descriptor: descriptor.clone(),
                 content,
                 spans: None,
                 how: How::Never(reason),
-                toc: LayerToc::Records(records.into()),
-            }),
-        }
+                toc: LayerToc::Records(whole.records),
+            },
+        })
     }
 }
 
@@ -184,17 +196,24 @@ fn lazy(
     ztoc: Ztoc,
     blob: Arc<dyn Blob>,
 ) -> Result<OpenLayer, ImageError> {
+    let spec = LayerSpec {
+        diff_id: Some(diff_id),
+        blob,
+        ztoc_digest: ztoc.digest,
+        ztoc: Arc::clone(&ztoc.bytes),
+    };
+    Ok(spanned(descriptor, cache.layer(spec)?, ztoc))
+}
+
+fn spanned(descriptor: &Descriptor, layer: Arc<Layer>, ztoc: Ztoc) -> OpenLayer {
     let Ztoc { digest, bytes, how } = ztoc;
-    let spec =
-        LayerSpec { diff_id: Some(diff_id), blob, ztoc_digest: digest, ztoc: Arc::clone(&bytes) };
-    let layer = cache.layer(spec)?;
-    Ok(OpenLayer {
+    OpenLayer {
         descriptor: descriptor.clone(),
         content: Arc::clone(&layer) as Arc<dyn Content>,
         spans: Some(layer),
         how,
         toc: LayerToc::Ztoc { digest, bytes },
-    })
+    }
 }
 
 impl OpenLayer {

@@ -5,7 +5,6 @@ mod layers;
 mod shelf;
 mod soci;
 mod whole;
-mod whole_layer;
 
 use std::sync::Arc;
 
@@ -73,10 +72,6 @@ impl Images {
     /// Runs the waiting for registries.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
-    }
-
-    fn pool(&self) -> &ReadPool {
-        &self.options.pool
     }
 
     /// A place that images can be read from, and pushed to.
