@@ -9,8 +9,11 @@ use spanfs_layer::tar::{Limits, Reader, TarError};
 use spanfs_layer::tree::{TreeBuilder, TreeOptions};
 use spanfs_layer::{Record, SpanTable, Ztoc, erofs};
 
+/// Panics where a decoder breaks its word.
+pub type Target = fn(&[u8]);
+
 /// Every target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("tar", tar),
     ("ztoc", ztoc),
     ("zinfo", zinfo),

@@ -4,7 +4,7 @@
 //! ([`StartSet::poll_wanted`]), asks for the few bytes that it must see itself
 //! ([`StartSet::poll_need`]), and goes on when they come ([`StartSet::handle_bytes`]). A file is
 //! wanted as soon as it is known by name, so the transfer of what was found never waits for what is
-//! still to be found. [`drive`] runs it over contents.
+//! still to be found. [`drive()`] runs it over contents.
 //!
 //! What it follows: entrypoint and command through `PATH` and symlinks, words of `sh -c`, script
 //! interpreters, the ELF interpreter and the closure of needed libraries, the files at the heart of
