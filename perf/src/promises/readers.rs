@@ -75,5 +75,7 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         goal,
     };
     report.row(&row("bytes moved / link's bytes in that time", busy, "", Goal::AtLeast(0.8)))?;
-    report.row(&row("bytes fetched twice", twice as f64, "B", Goal::AtMost(0.0)))
+    // Neighbouring spans share a byte where DEFLATE blocks meet inside it; there is a span a file.
+    let borders = FILES as f64;
+    report.row(&row("bytes fetched twice (span borders)", twice as f64, "B", Goal::AtMost(borders)))
 }

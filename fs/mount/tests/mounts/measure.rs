@@ -1,6 +1,7 @@
 //! Figures of the transports beside one another, in one run: told, not judged.
 //!
-//! `cargo test -p spanfs-mount --test mounts -- --ignored --nocapture measure`
+//! `SPANFS_MEASURE=1 cargo test -p spanfs-mount --test mounts -- --nocapture measure` measures; without
+//! the variable the same code runs once on little, so that it cannot rot.
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
@@ -48,21 +49,32 @@ impl Content for Local {
     }
 }
 
-const DIRECTORIES: usize = 50;
 const FILES: usize = 400;
-const BIG_LEN: usize = 1 << 30;
-const ROUNDS: usize = 3;
 
-fn layer() -> Maker {
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Scale {
+    directories: usize,
+    big_len: usize,
+    pages: u64,
+    rounds: usize,
+    mounts: usize,
+}
+
+const FULL: Scale =
+    Scale { directories: 50, big_len: 1 << 30, pages: 10_000, rounds: 3, mounts: 100 };
+const LITTLE: Scale = Scale { directories: 1, big_len: 20 << 20, pages: 50, rounds: 1, mounts: 3 };
+
+fn layer(scale: Scale) -> Maker {
     let mut maker = Maker::default();
-    for directory in 0..DIRECTORIES {
+    for directory in 0..scale.directories {
         maker.directory(&directory.to_string(), 0o755);
         for file in 0..FILES {
             maker.file(&format!("{directory}/{file}"), 0o644, vec![file as u8; 8192]);
         }
     }
     let mut big = noise(16 << 20, 3);
-    big.resize(BIG_LEN, 1);
+    big.resize(scale.big_len, 1);
     maker.file("big", 0o644, big);
     maker
 }
@@ -83,7 +95,7 @@ fn timed(work: impl FnOnce()) -> Duration {
 
 /// Small files, random pages, one long read; each from a fresh mount and a cold page cache above
 /// the layer file, which is in memory.
-fn figures(mount: &dyn Fn() -> (Mount, Mounter), at: &Path) -> [Duration; 3] {
+fn figures(mount: &dyn Fn() -> (Mount, Mounter), at: &Path, scale: Scale) -> [Duration; 3] {
     let with = |work: &dyn Fn()| {
         let (mount, _mounter) = mount();
         let time = timed(work);
@@ -91,7 +103,7 @@ fn figures(mount: &dyn Fn() -> (Mount, Mounter), at: &Path) -> [Duration; 3] {
         time
     };
     let small = with(&|| {
-        for directory in 0..DIRECTORIES {
+        for directory in 0..scale.directories {
             for file in 0..FILES {
                 let path = at.join(format!("{directory}/{file}"));
                 assert_eq!(std::fs::read(path).unwrap(), vec![file as u8; 8192]);
@@ -102,15 +114,15 @@ fn figures(mount: &dyn Fn() -> (Mount, Mounter), at: &Path) -> [Duration; 3] {
         let big = std::fs::File::open(at.join("big")).unwrap();
         rustix::fs::fadvise(&big, 0, None, rustix::fs::Advice::Random).unwrap();
         let mut page = [0; 4096];
-        for number in 0..10_000u64 {
-            let at = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (BIG_LEN as u64 / 4096);
+        for number in 0..scale.pages {
+            let at = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (scale.big_len as u64 / 4096);
             big.read_exact_at(&mut page, at * 4096).unwrap();
         }
     });
     let long = with(&|| {
         let big = std::fs::File::open(at.join("big")).unwrap();
         let mut buffer = vec![0; 1 << 20];
-        for number in 0..BIG_LEN as u64 >> 20 {
+        for number in 0..scale.big_len as u64 >> 20 {
             big.read_exact_at(&mut buffer, number << 20).unwrap();
         }
     });
@@ -124,13 +136,13 @@ fn status(key: &str) -> String {
 }
 
 #[test]
-#[ignore = "figures for people; takes minutes"]
 fn measure() {
     if !may_mount("measure") {
         return;
     }
     let scratch = Scratch::new();
-    let maker = layer();
+    let scale = if std::env::var_os("SPANFS_MEASURE").is_some() { FULL } else { LITTLE };
+    let maker = layer(scale);
     let data = scratch.directory("layer").join("data");
     let (mut layer, content) = maker.layer(data.parent().unwrap(), None);
     let len = Handle(content).len();
@@ -138,7 +150,7 @@ fn measure() {
     drop(maker);
     layer.content = Arc::new(Local { file: std::fs::File::open(&data).unwrap(), len });
     let at = scratch.directory("at");
-    for round in 0..ROUNDS {
+    for round in 0..scale.rounds {
         for number in 0..ROADS.len() {
             let road = ROADS[(number + round) % ROADS.len()];
             let mount = || {
@@ -154,7 +166,7 @@ fn measure() {
                 };
                 (mount, mounter)
             };
-            let [small, random, long] = figures(&mount, &at).map(|time| time.as_secs_f64());
+            let [small, random, long] = figures(&mount, &at, scale).map(|time| time.as_secs_f64());
             eprintln!("{road:?}: small {small:.2} random {random:.2} long {long:.2}");
         }
     }
@@ -163,14 +175,17 @@ fn measure() {
         options.transport = Some(transport);
         let mounter = Mounter::new(options).unwrap();
         let before = status("VmRSS:");
-        let mounts: Vec<Mount> = (0..100)
+        let mounts: Vec<Mount> = (0..scale.mounts)
             .map(|number| {
                 let at = scratch.directory(&format!("many-{number}"));
                 mounter.layer(&layer, &at).unwrap()
             })
             .collect();
         let (after, threads) = (status("VmRSS:"), status("Threads:"));
-        eprintln!("{transport}, 100 mounts: {threads} threads, RSS {before} -> {after}");
+        eprintln!(
+            "{transport}, {} mounts: {threads} threads, RSS {before} -> {after}",
+            scale.mounts
+        );
         drop(mounts);
     }
 }
