@@ -106,7 +106,7 @@ fn complete(lab: &Lab, dir: &Path, reference: &str) -> Result<()> {
         let done = status
             .pointer("/mounts/0/layers")
             .and_then(serde_json::Value::as_array)
-            .is_some_and(|layers| layers.iter().all(|layer| layer["verified"] == true));
+            .is_some_and(|layers| layers.iter().all(|layer| layer["verification"] == "verified"));
         if done {
             return Ok(());
         }

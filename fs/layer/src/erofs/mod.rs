@@ -15,7 +15,7 @@
 //! directory or symlink. Blocks have 512 bytes, as tar has, so that any file of a tar can be
 //! addressed where it lies. A node's number (nid) is its offset divided by 32.
 //!
-//! The kernel checks little: most faults of a writer are silent wrong data. So [`write`] refuses
+//! The kernel checks little: most faults of a writer are silent wrong data. So [`write()`] refuses
 //! what the format cannot hold, and [`Reader`] is written independently of it.
 
 mod content;

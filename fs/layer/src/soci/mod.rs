@@ -2,7 +2,7 @@
 //!
 //! An index is an OCI manifest whose config's media type names its version. Version 1 points to its
 //! image by `subject` and is found through the referrers API; version 2 is named by an annotation
-//! of the image's manifest, which [`convert`] writes.
+//! of the image's manifest, which [`convert()`] writes.
 
 mod convert;
 mod prefetch;
