@@ -204,6 +204,11 @@ impl Cache {
         }
     }
 
+    /// Layers on disk, open or not.
+    pub fn layers(&self) -> Vec<Digest> {
+        self.directory.layers().into_iter().map(|entry| entry.digest).collect()
+    }
+
     /// Remove a layer from the disk, unless somebody uses it.
     pub fn remove(&self, layer: &Digest) -> Result<(), CacheError> {
         let path = self.directory.layer(layer);

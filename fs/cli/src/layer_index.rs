@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use spanfs_layer::Time;
 use spanfs_layer::erofs::{self, DataCopy, Device};
 use spanfs_layer::tree::{NodeKind, Tree, TreeOptions, Whiteouts};
 use spanfs_layer::{Digest, Kind, Record, UncompressedOffset};
@@ -52,12 +53,59 @@ pub(crate) fn indexed(
     made.into_iter().collect()
 }
 
+/// A directory of the layers below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its path, without a slash at either end.
+    pub path: Vec<u8>,
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Time,
+    /// Extended attributes, without overlayfs's own.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// One layer with its index, made where it is not kept in `directory`.
+///
+/// `lowest`: nothing lies below it. Else `below` is asked about the directories that the layer only
+/// implies, and describes those that it knows.
+pub fn index_layer(
+    layer: &OpenLayer,
+    lowest: bool,
+    directory: &Path,
+    below: impl FnOnce(&[Vec<u8>]) -> Vec<Described>,
+) -> Result<MountLayer, ShowError> {
+    fs::create_dir_all(directory)
+        .map_err(|source| ShowError::State { path: directory.to_owned(), source })?;
+    let alone = Plan::alone(layer, lowest);
+    let (path, note) = alone.index(directory)?;
+    if lowest || !note.implied {
+        return Ok(mount_layer(layer, path, &note));
+    }
+    let described = below(&implied(&layer.tree(alone.options())?));
+    let (path, note) = alone.with(described).index(directory)?;
+    Ok(mount_layer(layer, path, &note))
+}
+
 /// An index to be had.
 struct Plan<'a> {
     layer: &'a OpenLayer,
     whiteouts: Whiteouts,
     key: String,
-    below: Option<Layers>,
+    below: Below,
+}
+
+/// What lies below a layer.
+enum Below {
+    /// Nothing that is looked at.
+    Nothing,
+    Layers(Layers),
+    Directories(Vec<Described>),
 }
 
 impl<'a> Plan<'a> {
@@ -67,13 +115,23 @@ impl<'a> Plan<'a> {
         let (whiteouts, suffix) =
             if lowest { (Whiteouts::Suppress, "-lowest") } else { (Whiteouts::Show, "") };
         let key = format!("{}{suffix}", layer.index_key());
-        Self { layer, whiteouts, key, below: None }
+        Self { layer, whiteouts, key, below: Below::Nothing }
     }
 
     fn over(self, below: &Layers) -> Self {
         let keys: Vec<String> = below.layers.iter().map(OpenLayer::index_key).collect();
         let key = format!("{}-over-{}", self.key, Digest::of(keys.join(" ").as_bytes()).hex());
-        Self { key, below: Some(below.clone()), ..self }
+        Self { key, below: Below::Layers(below.clone()), ..self }
+    }
+
+    fn with(self, described: Vec<Described>) -> Self {
+        let text = format!("{described:?}");
+        let key = format!("{}-with-{}", self.key, Digest::of(text.as_bytes()).hex());
+        Self { key, below: Below::Directories(described), ..self }
+    }
+
+    fn options(&self) -> TreeOptions {
+        TreeOptions { whiteouts: self.whiteouts, ..TreeOptions::default() }
     }
 
     fn index(&self, directory: &Path) -> Result<(PathBuf, Note), ShowError> {
@@ -89,12 +147,17 @@ impl<'a> Plan<'a> {
     fn make(&self, path: &Path, note_path: &Path) -> Result<Note, ShowError> {
         let digest = self.layer.descriptor.digest;
         let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
-        let options = TreeOptions { whiteouts: self.whiteouts, ..TreeOptions::default() };
+        let options = self.options();
         let mut tree = self.layer.tree(options.clone())?;
         let implied = tree.nodes().any(|node| node.is_implied());
-        if let Some(below) = &self.below {
-            let described = described_below(&tree, &below.merged()?);
-            tree = self.layer.tree_with(options, &described)?;
+        let described = match &self.below {
+            Below::Nothing => Vec::new(),
+            Below::Layers(below) => described_below(&tree, &below.merged()?),
+            Below::Directories(described) => described.clone(),
+        };
+        if !described.is_empty() {
+            let records: Vec<Record> = described.into_iter().map(record).collect();
+            tree = self.layer.tree_with(options, &records)?;
         }
         let tag = digest.hex().to_string();
         let device = Device { len: self.layer.content.len(), tag: tag.as_bytes() };
@@ -137,9 +200,56 @@ fn mount_layer(layer: &OpenLayer, index: PathBuf, note: &Note) -> MountLayer {
     }
 }
 
-/// Entries for the directories that `tree` implies and `below` describes.
-fn described_below(tree: &Tree, below: &Tree) -> Vec<Record> {
-    let mut records = Vec::new();
+/// The entry of a directory.
+fn record(described: Described) -> Record {
+    let Described { path, mode, uid, gid, mtime, xattrs } = described;
+    let pax = xattrs
+        .into_iter()
+        .map(|(name, value)| ([b"SCHILY.xattr.".as_slice(), &name].concat(), value))
+        .collect();
+    Record {
+        name: [path.as_slice(), b"/"].concat(),
+        kind: Kind::Directory,
+        typeflag: b'5',
+        link: Vec::new(),
+        mode: mode.into(),
+        uid: uid.into(),
+        gid: gid.into(),
+        uname: Vec::new(),
+        gname: Vec::new(),
+        mtime,
+        devmajor: 0,
+        devminor: 0,
+        pax,
+        header: UncompressedOffset(0),
+        data: UncompressedOffset(0),
+        size: 0,
+        sparse: None,
+    }
+}
+
+/// Paths of the directories that `tree` implies, parents first.
+fn implied(tree: &Tree) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut directories = vec![(tree.root(), Vec::new())];
+    while let Some((directory, path)) = directories.pop() {
+        for (name, id) in tree.children(directory) {
+            let Some(node) = tree.node(id).filter(|node| node.kind() == NodeKind::Directory) else {
+                continue;
+            };
+            let path = join(&path, name);
+            if node.is_implied() {
+                found.push(path.clone());
+            }
+            directories.push((id, path));
+        }
+    }
+    found
+}
+
+/// The directories that `tree` implies, as `below` describes them.
+fn described_below(tree: &Tree, below: &Tree) -> Vec<Described> {
+    let mut found = Vec::new();
     let mut directories = vec![(tree.root(), below.root(), Vec::new())];
     while let Some((directory, lower, path)) = directories.pop() {
         for (name, id) in tree.children(directory) {
@@ -148,33 +258,29 @@ fn described_below(tree: &Tree, below: &Tree) -> Vec<Record> {
             let Some(node) = tree.node(id).filter(is_directory) else { continue };
             let Some(lower) = below.lookup(lower, name) else { continue };
             let Some(described) = below.node(lower).filter(is_directory) else { continue };
-            let path = [path.as_slice(), name, b"/"].concat();
+            let path = join(&path, name);
             if node.is_implied() && !described.is_implied() {
-                records.push(Record {
-                    name: path.clone(),
-                    kind: Kind::Directory,
-                    typeflag: b'5',
-                    link: Vec::new(),
+                found.push(Described {
+                    path: path.clone(),
                     mode: described.permissions().into(),
-                    uid: described.uid().into(),
-                    gid: described.gid().into(),
-                    uname: Vec::new(),
-                    gname: Vec::new(),
+                    uid: described.uid(),
+                    gid: described.gid(),
                     mtime: described.mtime(),
-                    devmajor: 0,
-                    devminor: 0,
-                    pax: described
+                    xattrs: described
                         .xattrs()
-                        .map(|(name, value)| ([b"SCHILY.xattr.", name].concat(), value.to_owned()))
+                        .map(|(name, value)| (name.to_owned(), value.to_owned()))
                         .collect(),
-                    header: UncompressedOffset(0),
-                    data: UncompressedOffset(0),
-                    size: 0,
-                    sparse: None,
                 });
             }
             directories.push((id, lower, path));
         }
     }
-    records
+    found
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    match directory {
+        [] => name.to_owned(),
+        _ => [directory, b"/", name].concat(),
+    }
 }

@@ -14,6 +14,6 @@
 
 pub mod image;
 pub mod index;
-mod layer_index;
+pub mod layer_index;
 pub mod mounted;
 mod side_by_side;

@@ -1,11 +1,12 @@
 //! The layers of an image, opened: span by span where there is a zTOC, else fetched whole first.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use spanfs_cache::build::BuildOptions;
 use spanfs_cache::{Cache, Content, Layer, LayerSpec, Origin, WholeSpec, WholeToc};
-use spanfs_fetch::Blob;
+use spanfs_fetch::{Blob, Source};
 use spanfs_layer::oci::Descriptor;
 use spanfs_layer::tree::{Tree, TreeBuilder, TreeOptions};
 use spanfs_layer::ztoc::View;
@@ -66,7 +67,7 @@ pub struct LayerSource<'a> {
     /// Keeps them.
     pub cache: &'a Cache,
     /// Its directory, in which zTOCs and indexes of ours are kept as well.
-    pub directory: &'a std::path::Path,
+    pub directory: &'a Path,
     /// Ends whole passes.
     pub stop: &'a AtomicBool,
     /// Told of layers fetched whole: which, and how many bytes of it are there.
@@ -93,25 +94,26 @@ impl Images {
                 image.source.image()
             )));
         }
-        let shelf = Shelf::open(source.directory)?;
-        let ztocs = self.ztocs(image, discovery, &wanted, &shelf)?;
+        let ztocs = self.ztocs(image, discovery, &wanted, source.directory)?;
         // One thread waits for one layer; the engine spreads them over its connections.
         let opened = side_by_side(&wanted, WHOLE_LAYERS_MAX, |number, (descriptor, diff_id)| {
             let ztoc = ztocs.get(number).cloned().flatten();
-            self.open_layer(image, descriptor, *diff_id, ztoc, &shelf, source)
+            self.open_layer(&image.source, descriptor, *diff_id, ztoc, source)
         });
         let layers = opened.into_iter().collect::<Result<_, _>>()?;
         Ok(Layers { layers })
     }
 
-    /// zTOCs of the layers, as far as there are any: from the shelf, else fetched side by side.
-    fn ztocs(
+    /// zTOCs of the layers, as far as there are any: kept below `directory`, else fetched side by
+    /// side.
+    pub fn ztocs(
         &self,
         image: &Image,
         discovery: &Discovery,
         wanted: &[(Descriptor, Digest)],
-        shelf: &Shelf,
+        directory: &Path,
     ) -> Result<Vec<Option<Ztoc>>, ImageError> {
+        let shelf = Shelf::open(directory)?;
         let mut fetching = Vec::new();
         let mut ztocs = Vec::with_capacity(wanted.len());
         for (number, (layer, _)) in wanted.iter().enumerate() {
@@ -138,19 +140,20 @@ impl Images {
         Ok(ztocs)
     }
 
-    fn open_layer(
+    /// Open one layer of the image at `place`: by its zTOC, or whole where there is none.
+    pub fn open_layer(
         &self,
-        image: &Image,
+        place: &Source,
         descriptor: &Descriptor,
         diff_id: Digest,
         ztoc: Option<Ztoc>,
-        shelf: &Shelf,
         source: &LayerSource<'_>,
     ) -> Result<OpenLayer, ImageError> {
-        let blob = image.source.blob(descriptor)?;
+        let blob = place.blob(descriptor)?;
         if let Some(ztoc) = ztoc {
             return lazy(source.cache, descriptor, diff_id, ztoc, blob);
         }
+        let shelf = Shelf::open(source.directory)?;
         let whole = source.cache.whole(WholeSpec {
             blob,
             diff_id: Some(diff_id),
@@ -182,11 +185,29 @@ impl Images {
     }
 }
 
+/// The zTOC of a layer.
 #[derive(Clone)]
-struct Ztoc {
-    digest: Digest,
-    bytes: Arc<[u8]>,
-    how: How,
+pub struct Ztoc {
+    /// Its digest.
+    pub digest: Digest,
+    /// As it is encoded, checked against the digest.
+    pub bytes: Arc<[u8]>,
+    /// Where it comes from.
+    pub how: How,
+}
+
+impl Ztoc {
+    /// One that an earlier run kept below `directory`.
+    pub fn kept(directory: &Path, digest: Digest) -> Result<Option<Self>, ImageError> {
+        let bytes = Shelf::open(directory)?.ztoc(&digest);
+        Ok(bytes.map(|bytes| Self { digest, bytes, how: How::Kept }))
+    }
+
+    /// Remove what is kept below `directory` but for the zTOCs that `is_wanted`.
+    pub fn sweep(directory: &Path, is_wanted: impl Fn(&Digest) -> bool) -> Result<(), ImageError> {
+        Shelf::open(directory)?.sweep(is_wanted);
+        Ok(())
+    }
 }
 
 fn lazy(

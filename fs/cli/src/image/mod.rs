@@ -17,9 +17,9 @@ use spanfs_layer::oci::{Descriptor, Platform};
 use tokio::runtime::Runtime;
 
 pub use error::ImageError;
-pub use layers::{How, LayerSource, Layers, OpenLayer};
+pub use layers::{How, LayerSource, Layers, OpenLayer, Ztoc};
 pub(crate) use shelf::replace;
-pub use soci::Discovery;
+pub use soci::{Discovery, Search};
 pub use whole::{ReadError, read_whole};
 
 /// How images are reached.

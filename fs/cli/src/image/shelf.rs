@@ -59,8 +59,41 @@ impl Shelf {
         }
     }
 
+    /// Remove what nobody wants any more. What can't be removed stays for the next time.
+    pub(crate) fn sweep(&self, is_wanted: impl Fn(&Digest) -> bool) {
+        // What has another name is being written.
+        let wanted_name = |name: &str| {
+            let digest =
+                ["sha256", "sha512"].iter().find_map(|it| format!("{it}:{name}").parse().ok());
+            digest.is_none_or(|digest: Digest| is_wanted(&digest))
+        };
+        let wanted_note = |path: &Path| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            text.trim().parse().is_ok_and(|digest: Digest| is_wanted(&digest))
+        };
+        for (directory, are_notes) in [(self.ztocs.clone(), false), (self.notes(), true)] {
+            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let is_wanted = match are_notes {
+                    true => wanted_note(&path),
+                    false => entry.file_name().to_str().is_some_and(wanted_name),
+                };
+                if is_wanted || path.is_dir() {
+                    continue;
+                }
+                if let Err(error) = fs::remove_file(&path) {
+                    tracing::warn!(path = %path.display(), %error, "a left-over zTOC stays");
+                }
+            }
+        }
+    }
+
+    fn notes(&self) -> PathBuf {
+        self.ztocs.join("of-layer")
+    }
+
     fn of_layer(&self, layer: &Digest) -> PathBuf {
-        self.ztocs.join("of-layer").join(layer.hex().to_string())
+        self.notes().join(layer.hex().to_string())
     }
 }
 
@@ -89,5 +122,20 @@ mod tests {
         assert_eq!(shelf.ztoc_of_layer(&layer).unwrap(), (ztoc, b"ztoc".as_slice().into()));
         fs::write(directory.path().join("ztocs").join(ztoc.hex().to_string()), b"zt0c").unwrap();
         assert!(shelf.ztoc(&ztoc).is_none());
+    }
+
+    #[test]
+    fn a_sweep_leaves_what_is_wanted() {
+        let directory = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(directory.path()).unwrap();
+        let [kept, gone] = [Digest::of(b"kept"), Digest::of(b"gone")];
+        for (ztoc, bytes) in [(kept, b"kept"), (gone, b"gone")] {
+            shelf.keep(&ztoc, bytes);
+            shelf.note(&Digest::of(&[bytes.as_slice(), b" layer"].concat()), &ztoc);
+        }
+        shelf.sweep(|digest| *digest == kept);
+        assert!(shelf.ztoc_of_layer(&Digest::of(b"kept layer")).is_some());
+        assert!(shelf.ztoc(&gone).is_none());
+        assert_eq!(fs::read_dir(shelf.notes()).unwrap().count(), 1);
     }
 }

@@ -17,7 +17,7 @@ pub enum Discovery {
         digest: Digest,
         /// The index.
         index: Box<SociIndex>,
-        /// By what it was found, for people: `annotation` or `referrers`.
+        /// By what it was found, for people: `digest`, `annotation` or `referrers`.
         by: &'static str,
     },
     /// None, and why. The image is served all the same, whole layer by whole layer.
@@ -37,21 +37,51 @@ impl Discovery {
     }
 }
 
+/// Where an image's SOCI index is looked for, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// An index that somebody named: it, and no other.
+    pub digest: Option<Digest>,
+    /// In the image's own manifest.
+    pub annotation: bool,
+    /// Among what refers to the image.
+    pub referrers: bool,
+}
+
+impl Default for Search {
+    /// Everywhere.
+    fn default() -> Self {
+        Self { digest: None, annotation: true, referrers: true }
+    }
+}
+
 impl Images {
     /// Look for the image's SOCI index. A broken one is as good as none: the reason tells.
     pub fn discover(&self, image: &Image) -> Discovery {
-        self.runtime.block_on(discover(image)).unwrap_or_else(|error| Discovery::None {
+        self.discover_by(image, &Search::default())
+    }
+
+    /// The same, looking only there.
+    pub fn discover_by(&self, image: &Image, search: &Search) -> Discovery {
+        self.runtime.block_on(discover(image, search)).unwrap_or_else(|error| Discovery::None {
             reason: format!("the SOCI index can't be used: {error}"),
         })
     }
 }
 
-async fn discover(image: &Image) -> Result<Discovery, ImageError> {
-    if let Some(text) = index_digest(&image.documents.manifest) {
+async fn discover(image: &Image, search: &Search) -> Result<Discovery, ImageError> {
+    if let Some(digest) = search.digest {
+        return read(image, digest, "digest").await;
+    }
+    let named = index_digest(&image.documents.manifest).filter(|_| search.annotation);
+    if let Some(text) = named {
         let digest = text.parse().map_err(|error| {
             ImageError::Corrupt(format!("the manifest names the SOCI index {text:?}: {error}"))
         })?;
         return read(image, digest, "annotation").await;
+    }
+    if !search.referrers {
+        return Ok(Discovery::None { reason: "the image names no index".to_owned() });
     }
     let artifact_type = Version::V1.artifact_type();
     let manifest = &image.documents.descriptor.digest;
