@@ -2,7 +2,16 @@
 
 use std::error::Error;
 
-const FILES: [&str; 1] = ["containerd/services/snapshots/v1/snapshots.proto"];
+const FILES: [&str; 8] = [
+    "containerd/services/content/v1/content.proto",
+    "containerd/services/diff/v1/diff.proto",
+    "containerd/services/images/v1/images.proto",
+    "containerd/services/introspection/v1/introspection.proto",
+    "containerd/services/leases/v1/leases.proto",
+    "containerd/services/namespaces/v1/namespace.proto",
+    "containerd/services/snapshots/v1/snapshots.proto",
+    "containerd/services/version/v1/version.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod containerd;
 pub mod daemon;
 pub mod grpc;
 pub mod snapshotter;

@@ -1,0 +1,4 @@
+//! The client of containerd's API and the `soci` command, against a real containerd.
+
+mod client;
+mod containerd;
