@@ -1,0 +1,196 @@
+//! Images made here: a static busybox and files of ours, so that nothing is fetched from anywhere.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use spanfs_layer::Digest;
+use spanfs_registry::Registry;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// What image programs are links to.
+const APPLETS: &[&str] = &[
+    "cat",
+    "chmod",
+    "cut",
+    "dd",
+    "echo",
+    "find",
+    "ls",
+    "mkdir",
+    "mv",
+    "rm",
+    "sh",
+    "sha256sum",
+    "sleep",
+];
+
+/// One layer in the making.
+pub(crate) struct Layer(tar::Builder<Vec<u8>>);
+
+impl Layer {
+    pub(crate) fn new() -> Self {
+        Self(tar::Builder::new(Vec::new()))
+    }
+
+    fn header(kind: tar::EntryType, mode: u32, len: usize) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(len as u64);
+        header
+    }
+
+    pub(crate) fn directory(mut self, path: &str) -> Self {
+        let mut header = Self::header(tar::EntryType::Directory, 0o755, 0);
+        self.0.append_data(&mut header, path, &[][..]).expect("tar in memory");
+        self
+    }
+
+    pub(crate) fn file(mut self, path: &str, mode: u32, content: &[u8]) -> Self {
+        let mut header = Self::header(tar::EntryType::Regular, mode, content.len());
+        self.0.append_data(&mut header, path, content).expect("tar in memory");
+        self
+    }
+
+    pub(crate) fn link(mut self, path: &str, target: &str) -> Self {
+        let mut header = Self::header(tar::EntryType::Symlink, 0o777, 0);
+        self.0.append_link(&mut header, path, target).expect("tar in memory");
+        self
+    }
+
+    /// A layer with programs: what every image here begins with.
+    pub(crate) fn programs() -> Self {
+        let busybox = fs::read("/bin/busybox").expect("the package busybox-static");
+        let mut layer = Self::new().directory("bin").directory("tmp").directory("etc").file(
+            "bin/busybox",
+            0o755,
+            &busybox,
+        );
+        for applet in APPLETS {
+            layer = layer.link(&format!("bin/{applet}"), "busybox");
+        }
+        layer.file("etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n")
+    }
+
+    fn finish(self) -> Built {
+        let tar = self.0.into_inner().expect("tar in memory");
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
+        encoder.write_all(&tar).expect("gzip in memory");
+        Built { diff: Digest::of(&tar), blob: encoder.finish().expect("gzip in memory") }
+    }
+}
+
+/// A layer as it is served.
+#[derive(Clone)]
+struct Built {
+    diff: Digest,
+    blob: Vec<u8>,
+}
+
+/// An image in the making.
+#[derive(Clone, Default)]
+pub(crate) struct Image {
+    layers: Vec<Built>,
+    command: Vec<String>,
+}
+
+impl Image {
+    /// With the programs as its only layer, and a command that prints a line.
+    pub(crate) fn with_programs() -> Self {
+        let command = ["/bin/echo", "ready"].map(str::to_owned).to_vec();
+        Self { layers: Vec::new(), command }.layer(Layer::programs())
+    }
+
+    pub(crate) fn layer(mut self, layer: Layer) -> Self {
+        self.layers.push(layer.finish());
+        self
+    }
+
+    /// On top of it, a layer that somebody else has made: a gzip of a tar.
+    pub(crate) fn layer_blob(mut self, blob: Vec<u8>) -> Self {
+        let mut tar = Vec::new();
+        MultiGzDecoder::new(blob.as_slice()).read_to_end(&mut tar).expect("gzip");
+        self.layers.push(Built { diff: Digest::of(&tar), blob });
+        self
+    }
+
+    pub(crate) fn command(mut self, command: &[&str]) -> Self {
+        self.command = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let diffs: Vec<_> = self.layers.iter().map(|layer| layer.diff.to_string()).collect();
+        let history = vec![json!({"created_by": "test"}); diffs.len()];
+        let config = json!({
+            "architecture": architecture, "os": "linux",
+            "config": {"Cmd": self.command, "Env": ["PATH=/bin"], "WorkingDir": "/"},
+            "rootfs": {"type": "layers", "diff_ids": diffs}, "history": history,
+        });
+        config.to_string().into_bytes()
+    }
+
+    fn manifest(&self) -> Vec<u8> {
+        let layers = self.layers.iter().map(|layer| descriptor(LAYER, &layer.blob));
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": descriptor(CONFIG, &self.config()), "layers": layers.collect::<Vec<_>>(),
+        });
+        manifest.to_string().into_bytes()
+    }
+
+    /// Puts it into a registry and returns its reference.
+    pub(crate) fn push(&self, registry: &Registry, repository: &str, tag: &str) -> String {
+        for layer in &self.layers {
+            registry.put_blob(repository, layer.blob.clone()).expect("a name");
+        }
+        registry.put_blob(repository, self.config()).expect("a name");
+        let manifest = self.manifest();
+        registry.put_manifest(repository, Some(tag), MANIFEST, manifest).expect("a manifest");
+        registry.reference(repository, tag)
+    }
+
+    /// As an archive of an OCI layout, which `ctr images import` takes.
+    pub(crate) fn archive(&self, reference: &str) -> Vec<u8> {
+        let mut manifest = descriptor(MANIFEST, &self.manifest());
+        manifest["annotations"] = json!({"io.containerd.image.name": reference});
+        let index = json!({"schemaVersion": 2, "manifests": [manifest]}).to_string();
+        let mut archive = Layer::new()
+            .file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)
+            .file("index.json", 0o644, index.as_bytes());
+        let blobs = self.layers.iter().map(|layer| layer.blob.clone());
+        for blob in blobs.chain([self.config(), self.manifest()]) {
+            let digest = Digest::of(&blob).to_string();
+            archive = archive.file(&format!("blobs/{}", digest.replace(':', "/")), 0o644, &blob);
+        }
+        archive.0.into_inner().expect("tar in memory")
+    }
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+    json!({"mediaType": media_type, "digest": Digest::of(bytes).to_string(), "size": bytes.len()})
+}
+
+/// Bytes that no compressor makes smaller, the same for the same seed.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

@@ -1,0 +1,13 @@
+//! The built snapshotter below real containerds, one binary. Each test has a node of its own: mount
+//! and process namespaces where everything has its usual path, so that nodes run side by side and what
+//! a failed test leaves behind goes with them.
+
+mod cri;
+mod cri_pods;
+mod death;
+mod image;
+mod node;
+mod own_view;
+mod process;
+mod pull_and_run;
+mod versions;

@@ -1,0 +1,376 @@
+//! A node: containerd and our daemon as the peer is installed, at their usual paths.
+//!
+//! `/run`, `/var/lib` and `/etc` are the node's own; the rest of the file system and the network are
+//! those of this machine. The daemon runs under the peer's name with no flag at all but the log level.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use spanfs_tests::peers::Guard;
+use tempfile::TempDir;
+
+use crate::process::{Ended, Inside, child_of, run_for, signal, wait_for};
+use crate::versions::Version;
+
+/// For a machine where many tests and builds run at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Of one `ctr` command.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(180);
+/// Of a log, shown when a test fails.
+const TAIL_LINES: usize = 30;
+const DAEMON: &str = "soci-snapshotter-grpc";
+pub(crate) const DAEMON_SOCKET: &str = "run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
+const DAEMON_ROOT: &str = "lib/soci-snapshotter-grpc";
+const CONTAINERD_SOCKET: &str = "run/containerd/containerd.sock";
+
+/// The first process of the namespaces: it arranges the mounts, then only adopts orphans.
+const INIT: &str = r#"
+mount --bind "$1/run" /run && mount --bind "$1/lib" /var/lib &&
+mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/etc-work" /etc &&
+touch "$1/ready"
+while :; do sleep 1000 & wait; done
+"#;
+
+/// What a node is set up with.
+pub(crate) struct Setup<'a> {
+    /// The containerd of the node.
+    pub(crate) version: Version,
+    /// The peer's `config.toml`, ours to read.
+    pub(crate) config: &'a str,
+    /// Image of CRI's sandboxes.
+    pub(crate) sandbox: &'a str,
+}
+
+impl Setup<'_> {
+    /// With the defaults of everything.
+    pub(crate) fn of(version: Version) -> Self {
+        Self { version, config: "", sandbox: "localhost/none:1" }
+    }
+}
+
+/// A running node. Whatever runs or is mounted on it ends with it.
+pub(crate) struct Node {
+    /// Unique among nodes; names of containers begin with it.
+    pub(crate) id: String,
+    pub(crate) version: Version,
+    daemon: Option<Inside>,
+    containerd: Option<Inside>,
+    /// The first process of its namespaces, by its id on this side.
+    init: u32,
+    namespaces: Guard,
+    dir: TempDir,
+}
+
+impl Node {
+    pub(crate) fn start(setup: &Setup<'_>) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("spanfs-{}-{count}", std::process::id());
+        let dir = TempDir::with_prefix("spanfs-node-").expect("temporary directory");
+        lay_out(dir.path(), setup);
+        let namespaces = Guard(
+            Command::new("setpriv")
+                .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"])
+                .args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", INIT, "sh"])
+                .arg(dir.path())
+                .stdin(Stdio::null())
+                // When killed, it complains that its child was, too.
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("unshare starts"),
+        );
+        let parent = namespaces.0.id();
+        let ready = dir.path().join("ready");
+        wait_for("the namespaces of a node", PATIENCE, || ready.exists().then_some(()));
+        let init = child_of(parent).expect("unshare has a child");
+        let version = setup.version;
+        let mut node = Self { id, version, daemon: None, containerd: None, init, namespaces, dir };
+        node.start_daemon();
+        node.start_containerd();
+        node
+    }
+
+    /// A path below the node's own directory: `run`, `lib` and `etc` are what the node sees as
+    /// `/run`, `/var/lib` and `/etc`.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    /// The daemon's process.
+    pub(crate) fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").pid
+    }
+
+    /// A command in the node's namespaces.
+    fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.version.command("nsenter");
+        command
+            .args(["--target", &self.init.to_string(), "--mount", "--pid", "--"])
+            .arg(program.as_ref())
+            .env("TMPDIR", self.path("tmp"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn log(&self, name: &str) -> fs::File {
+        let path = self.path("log").join(name);
+        fs::File::options().create(true).append(true).open(path).expect("log file")
+    }
+
+    /// Starts the daemon as the peer is started.
+    pub(crate) fn start_daemon(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        let mut command = self.enter(self.path("bin").join(DAEMON));
+        command.args(["--log-level", "debug"]).env("RUST_BACKTRACE", "1");
+        let daemon = self.daemon.insert(Inside::start(command, self.log("daemon")));
+        let socket = self.dir.path().join(DAEMON_SOCKET);
+        wait_for("the daemon's socket", PATIENCE, || {
+            assert!(daemon.is_alive(), "the daemon ended");
+            UnixStream::connect(&socket).ok()
+        });
+    }
+
+    /// Ends the daemon: KILL at once, TERM and INT in order.
+    pub(crate) fn stop_daemon(&mut self, with: Signal) {
+        self.daemon.take().expect("the daemon runs").end(with, PATIENCE);
+    }
+
+    /// Waits until containerd has found a daemon that was started again: it backs off for seconds.
+    pub(crate) fn wait_for_reconnection(&self) {
+        let probe = ["snapshots", "--snapshotter", "soci", "prepare", "probe"];
+        wait_for("containerd's connection", PATIENCE, || self.try_ctr(&probe).ok());
+        self.ctr(&["snapshots", "--snapshotter", "soci", "rm", "probe"]);
+    }
+
+    pub(crate) fn start_containerd(&mut self) {
+        assert!(self.containerd.is_none(), "containerd runs already");
+        let command = self.enter("containerd");
+        let containerd = self.containerd.insert(Inside::start(command, self.log("containerd")));
+        let socket = self.dir.path().join(CONTAINERD_SOCKET);
+        wait_for("containerd's socket", PATIENCE, || {
+            assert!(containerd.is_alive(), "containerd ended");
+            UnixStream::connect(&socket).ok()
+        });
+        wait_for("containerd's answer", PATIENCE, || self.try_ctr(&["plugins", "ls"]).ok());
+    }
+
+    /// Runs any program on the node.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Ended {
+        run_for(self.enter(program).args(arguments), COMMAND_PATIENCE)
+    }
+
+    /// Runs `ctr`: what it printed, or what it complained of.
+    pub(crate) fn try_ctr(&self, arguments: &[&str]) -> Result<String, String> {
+        let ended = self.run("ctr", arguments);
+        if ended.status.success() { Ok(ended.stdout) } else { Err(ended.stdout + &ended.stderr) }
+    }
+
+    /// Runs `ctr` and returns what it printed; panics with its complaint.
+    #[track_caller]
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
+        self.try_ctr(arguments).unwrap_or_else(|said| panic!("ctr {arguments:?}: {said}"))
+    }
+
+    /// Pulls an image as `ctr` does it by itself: on the client's side, or by the transfer service.
+    #[track_caller]
+    pub(crate) fn pull(&self, image: &str) {
+        self.ctr(&["images", "pull", "--plain-http", "--snapshotter", "soci", image]);
+    }
+
+    /// Runs a container to its end and removes it: what it printed. No command: the image's own.
+    #[track_caller]
+    pub(crate) fn run_container(&self, image: &str, name: &str, command: &[&str]) -> String {
+        self.container(&["--rm"], image, name, command)
+    }
+
+    /// `ctr run` with more options; the container's name is returned to be [`Node::named`].
+    #[track_caller]
+    pub(crate) fn container(
+        &self,
+        options: &[&str],
+        image: &str,
+        name: &str,
+        command: &[&str],
+    ) -> String {
+        let name = self.named(name);
+        let group = format!("/{name}");
+        let usual = ["--snapshotter", "soci", "--cgroup", &group, image, &name];
+        self.ctr(&[&["run"], options, &usual, command].concat())
+    }
+
+    /// The full name of a container, unique on this machine.
+    pub(crate) fn named(&self, name: &str) -> String {
+        format!("{}-{name}", self.id)
+    }
+
+    /// Removes images and waits until all that only they held is gone.
+    #[track_caller]
+    pub(crate) fn remove(&self, images: &[&str]) {
+        self.ctr(&[&["images", "rm", "--sync"], images].concat());
+    }
+
+    /// Names that containerd knows of snapshots.
+    #[track_caller]
+    pub(crate) fn snapshots(&self) -> Vec<String> {
+        let table = self.ctr(&["snapshots", "--snapshotter", "soci", "ls"]);
+        let keys = table.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+        keys.map(str::to_owned).collect()
+    }
+
+    /// Bytes of disk below the daemon's root, its database left out: that keeps its pages.
+    pub(crate) fn disk_used(&self) -> u64 {
+        disk_used(&self.path(DAEMON_ROOT))
+    }
+
+    /// Names of the daemon's snapshot directories.
+    pub(crate) fn directories(&self) -> BTreeSet<String> {
+        let path = self.path(DAEMON_ROOT).join("snapshotter/snapshots");
+        let entries = fs::read_dir(path).expect("the daemon's directories");
+        entries
+            .map(|entry| entry.expect("entry").file_name().into_string().expect("text"))
+            .collect()
+    }
+
+    /// The node's mounts as `(mount point, type, source)`, those of its containers left out.
+    pub(crate) fn mounts(&self) -> Vec<(String, String, String)> {
+        let table = fs::read_to_string(format!("/proc/{}/mounts", self.init)).expect("its mounts");
+        let mut mounts = Vec::new();
+        for line in table.lines() {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            let mut word = || words.next().expect("three words a line");
+            let (source, point, kind) = (word(), word(), word());
+            mounts.push((point, kind, source));
+        }
+        mounts
+    }
+
+    /// The log of `daemon` or `containerd`.
+    pub(crate) fn read_log(&self, name: &str) -> String {
+        fs::read_to_string(self.path("log").join(name)).unwrap_or_default()
+    }
+
+    fn tail(&self, name: &str) -> String {
+        let log = self.read_log(name);
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in ["containerd", "daemon"] {
+                eprintln!("== the end of {}'s log of {name}\n{}", self.id, self.tail(name));
+            }
+        }
+        // With the first process of the namespaces goes every other.
+        signal(self.init, Signal::KILL);
+        let _ = self.namespaces.0.wait();
+        remove_control_groups(&self.id);
+        let root = self.dir.path().to_owned();
+        let removed = fs::remove_dir_all(&root);
+        if !std::thread::panicking() {
+            removed.unwrap_or_else(|error| panic!("{} stays: {error}", root.display()));
+        }
+    }
+}
+
+fn lay_out(root: &Path, setup: &Setup<'_>) {
+    let directories = ["run", "tmp", "lib", "etc/containerd", "etc/soci-snapshotter-grpc"];
+    for directory in directories.iter().chain(&["etc-work", "bin", "log"]) {
+        fs::create_dir_all(root.join(directory)).expect("directory");
+    }
+    fs::write(root.join("etc/containerd/config.toml"), containerd_config(setup)).expect("write");
+    if !setup.config.is_empty() {
+        let path = root.join("etc/soci-snapshotter-grpc/config.toml");
+        fs::write(path, setup.config).expect("write");
+    }
+    let own = std::env::current_exe().expect("a test has a path");
+    let program = own.ancestors().nth(2).expect("target/PROFILE/deps/test");
+    let program = program.join("spanfs-snapshotter");
+    assert!(program.exists(), "{} is not built", program.display());
+    std::os::unix::fs::symlink(program, root.join("bin").join(DAEMON)).expect("link");
+}
+
+/// As the documentation of the peer tells its users, and as little beside it as a test machine needs:
+/// where CI lacks `CAP_SYS_RESOURCE`, runc may not make a sandbox less likely to be killed.
+fn containerd_config(setup: &Setup<'_>) -> String {
+    let sandbox = setup.sandbox;
+    let images = match setup.version {
+        Version::One => format!(
+            r#"version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{sandbox}"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "soci"
+    disable_snapshot_annotations = false
+"#
+        ),
+        Version::Two => format!(
+            r#"version = 3
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "soci"
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "{sandbox}"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux"
+  snapshotter = "soci"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux"
+  snapshotter = "overlayfs"
+"#
+        ),
+    };
+    images
+        + r#"
+[proxy_plugins.soci]
+  type = "snapshot"
+  address = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock"
+  [proxy_plugins.soci.exports]
+    root = "/var/lib/soci-snapshotter-grpc"
+    enable_remote_snapshot_annotations = "true"
+"#
+}
+
+/// The groups of a node's containers: the kernel keeps them when their processes are gone.
+fn remove_control_groups(id: &str) {
+    let mut directories = vec![PathBuf::from("/sys/fs/cgroup")];
+    let mut found = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let path = entry.path();
+                if path.to_str().is_some_and(|path| path.contains(id)) {
+                    found.push(path.clone());
+                }
+                directories.push(path);
+            }
+        }
+    }
+    // Deepest first.
+    found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    for path in found {
+        // A group that a dying process still holds is empty and harmless.
+        let _ = fs::remove_dir(path);
+    }
+}
+
+fn disk_used(path: &Path) -> u64 {
+    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
+    let own = meta.blocks() * 512;
+    if !meta.is_dir() {
+        return if path.extension().is_some_and(|name| name == "redb") { 0 } else { own };
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    own + entries.map(|entry| disk_used(&entry.path())).sum::<u64>()
+}

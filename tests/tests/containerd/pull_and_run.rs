@@ -1,0 +1,96 @@
+//! The life of a container, from pull to removal, on an image without index.
+
+use std::fs;
+
+use spanfs_registry::Registry;
+use spanfs_tests::peers::{DockerRegistry, Guarded, able};
+
+use crate::image::{Image, Layer, noise};
+use crate::node::{Node, Setup};
+use crate::versions::{Version, on_each_containerd};
+
+on_each_containerd!(container_prints_its_line, committed_changes_come_back, removal_gives_all_back);
+
+fn image() -> Image {
+    let files = Layer::new().directory("app").file("app/data", 0o644, &noise(1, 100_000)).file(
+        "app/gone",
+        0o600,
+        b"to be removed",
+    );
+    Image::with_programs().layer(files)
+}
+
+fn container_prints_its_line(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let image = image().push(&registry, "test/plain", "1");
+    let node = Node::start(&Setup::of(version));
+    node.pull(&image);
+    assert_eq!(node.run_container(&image, "once", &[]), "ready\n");
+}
+
+/// A container's changes as a layer, pushed to a registry by one node and pulled by another.
+fn committed_changes_come_back(version: Version) {
+    if !able(&["docker-registry"], false) {
+        return;
+    }
+    let registry = Registry::builder().start().expect("a registry");
+    let target = DockerRegistry::start(&Guarded::default());
+    let base = image();
+    let reference = base.push(&registry, "test/base", "1");
+    let changed = format!("{}/test/changed:1", target.address);
+    {
+        let node = Node::start(&Setup::of(version));
+        node.pull(&reference);
+        let script = "echo new > /app/new; echo more >> /app/data; rm /app/gone; chmod 700 /tmp";
+        node.container(&[], &reference, "changes", &["/bin/sh", "-c", script]);
+        let diff = node.path("tmp/diff");
+        let key = node.named("changes");
+        let command = format!("ctr snapshots --snapshotter soci diff {key} > {}", diff.display());
+        let ended = node.run("sh", &["-c", &command]);
+        assert!(ended.status.success(), "{ended:?}");
+        let image = base.layer_blob(fs::read(diff).expect("the layer"));
+        let archive = node.path("tmp/archive.tar");
+        fs::write(&archive, image.archive(&changed)).expect("write");
+        let archive = archive.to_str().expect("text");
+        node.ctr(&["images", "import", "--no-unpack", archive]);
+        node.ctr(&["images", "push", "--plain-http", &changed]);
+    }
+    let node = Node::start(&Setup::of(version));
+    node.pull(&changed);
+    let script = "cat /app/new; sha256sum /app/data; ls -d /tmp -l | cut -c1-10; ls /app";
+    let said = node.run_container(&changed, "looks", &["/bin/sh", "-c", script]);
+    let data = [noise(1, 100_000), b"more\n".to_vec()].concat();
+    let digest = spanfs_layer::Digest::of(&data).to_string();
+    let digest = digest.trim_start_matches("sha256:");
+    assert_eq!(said, format!("new\n{digest}  /app/data\ndrwx------\ndata\nnew\n"));
+}
+
+fn removal_gives_all_back(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let image = image().push(&registry, "test/plain", "1");
+    let node = Node::start(&Setup::of(version));
+    let (mounts, disk) = (node.mounts(), node.disk_used());
+    assert!(node.snapshots().is_empty() && node.directories().is_empty());
+
+    node.pull(&image);
+    let usage = node.ctr(&["snapshots", "--snapshotter", "soci", "usage", "-b"]);
+    let used: u64 = usage
+        .lines()
+        .skip(1)
+        .map(|line| {
+            line.split_whitespace().nth(1).expect("bytes").parse::<u64>().expect("a number")
+        })
+        .sum();
+    assert!(used > 2_000_000, "busybox and 100 kB at least: {usage}");
+    node.container(&[], &image, "stays", &["/bin/sh", "-c", "echo x > /app/x"]);
+    assert_eq!(node.snapshots().len(), 3, "two layers and a container");
+    assert_eq!(node.directories().len(), 3);
+
+    node.ctr(&["containers", "rm", &node.named("stays")]);
+    node.remove(&[&image]);
+    assert_eq!(node.snapshots(), Vec::<String>::new());
+    assert_eq!(node.directories(), Default::default(), "nothing is left on disk");
+    assert_eq!(node.mounts(), mounts);
+    let left = node.disk_used().saturating_sub(disk);
+    assert!(left < 64 << 10, "{left} bytes of disk are left behind");
+}
