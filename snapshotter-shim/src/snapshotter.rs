@@ -7,16 +7,19 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::daemon::log::chain as chain_of;
 use crate::directories::{Directories, DirectoryError, Owner, Removal};
 use crate::disk_usage::{UsageError, disk_usage};
 use crate::filter::{FilterError, Filters};
+use crate::layers::request::{INDEXED, NAMESPACE, REMOTE, namespace};
+use crate::layers::{Answer, AtEnd, LayerError, Layers, Place, Request, Wanted};
 use crate::mounts::{self, Mount, can_be_option};
 use crate::state::labels::{GID_MAPPING, TARGET, UID_MAPPING};
 use crate::state::{Command, Kind, LabelMask, Labels, Refusal, Snapshot, State, Usage};
@@ -34,6 +37,23 @@ pub enum Failure {
     /// The image layer that was to be made is there.
     #[error("target snapshot {0:?}: already exists")]
     LayerExists(String),
+    /// A layer that the snapshot stands on can't be read.
+    #[error("layer \"{id}\" unavailable")]
+    Unavailable {
+        /// Id of the layer's snapshot.
+        id: u64,
+        /// Why not.
+        #[source]
+        source: LayerError,
+    },
+    /// A layer that containerd is not to fetch can't be had.
+    #[error("failed to prepare layer {layer}: {reason}")]
+    Layer {
+        /// Digest of its blob.
+        layer: String,
+        /// Why not.
+        reason: String,
+    },
     /// We don't do this.
     #[error("{0}: not implemented")]
     Unsupported(&'static str),
@@ -46,6 +66,9 @@ pub enum Failure {
     /// The size of a snapshot.
     #[error(transparent)]
     Usage(#[from] UsageError),
+    /// Layers of ours can't be shown at all.
+    #[error("getting ready to show layers")]
+    Layers(#[source] LayerError),
     /// The root's path can't be an option of an overlay mount.
     #[error("root {}: a path of mount options has no comma, colon, backslash or quote", .0.display())]
     Root(PathBuf),
@@ -60,9 +83,13 @@ struct Ids {
 }
 
 /// All snapshots of a node.
-#[derive(Debug)]
 pub struct Snapshotter {
     directories: Directories,
+    /// Without, containerd unpacks all layers.
+    layers: Option<Arc<Layers>>,
+    /// Layers that are being made, by chain id and parent.
+    making: Mutex<HashSet<(String, String)>>,
+    made: Condvar,
     /// Given to every overlay mount.
     overlay_options: Vec<String>,
     /// Read by all, changed only by who holds `store`, and only for an instant.
@@ -75,10 +102,21 @@ pub struct Snapshotter {
 impl Snapshotter {
     /// Read what is recorded below `root`, or begin there.
     pub fn open(root: &Path, overlay_options: Vec<String>) -> Result<Self, Failure> {
+        Self::open_with(root, overlay_options, |_| Ok(None))
+    }
+
+    /// The same, with layers of ours. `start` gets the directory of all snapshots, in which nothing
+    /// has been looked at: dead mounts may be there.
+    pub fn open_with(
+        root: &Path,
+        overlay_options: Vec<String>,
+        start: impl FnOnce(&Path) -> Result<Option<Layers>, LayerError>,
+    ) -> Result<Self, Failure> {
         if !can_be_option(root) {
             return Err(Failure::Root(root.to_owned()));
         }
         let directories = Directories::open(root)?;
+        let layers = start(directories.path()).map_err(Failure::Layers)?.map(Arc::new);
         let (store, state) = Store::open(&root.join("snapshotter/snapshots.redb"))?;
         // A directory without record is in the way of its id until it is cleaned up.
         let names = directories.names()?;
@@ -87,23 +125,50 @@ impl Snapshotter {
         for snapshot in state.walk().filter(|snapshot| !directories.has(snapshot.id)) {
             mend(&directories, &state, snapshot)?;
         }
-        Ok(Self {
+        let snapshotter = Self {
             directories,
+            layers,
+            making: Mutex::default(),
+            made: Condvar::new(),
             overlay_options,
             state: RwLock::new(state),
             store: Mutex::new(store),
             ids: Mutex::new(ids),
             cleaning: Mutex::default(),
-        })
+        };
+        if let Some(layers) = &snapshotter.layers {
+            layers.restore(snapshotter.levels());
+        }
+        Ok(snapshotter)
+    }
+
+    /// Places of all committed snapshots, the lowest layers first.
+    fn levels(&self) -> Vec<Vec<Place>> {
+        let state = self.state.read();
+        let mut levels: BTreeMap<usize, Vec<Place>> = BTreeMap::new();
+        for snapshot in state.walk().filter(|snapshot| snapshot.kind == Kind::Committed) {
+            let parents: Vec<_> = state.parents(snapshot).map(|parent| parent.id).collect();
+            levels.entry(parents.len()).or_default().push(self.place(snapshot.id, &parents));
+        }
+        levels.into_values().collect()
+    }
+
+    fn place(&self, id: u64, parents: &[u64]) -> Place {
+        let lowers = parents.iter().map(|&parent| self.directories.fs(parent)).collect();
+        Place { id, directory: self.directories.of(id), lowers }
     }
 
     /// Make an active snapshot or a view.
+    ///
+    /// An active one that is to take an image's layer is not made if the layer can be had without:
+    /// then [`Failure::LayerExists`] tells so. `namespace` is containerd's, where the call names one.
     pub fn create(
         &self,
         key: &str,
         kind: Kind,
         parent: &str,
         labels: Labels,
+        header: Option<&str>,
     ) -> Result<Mount, Failure> {
         if labels.get(UID_MAPPING).is_some() && labels.get(GID_MAPPING).is_some() {
             return Err(Failure::Unsupported("mapping the owners of a snapshot's files"));
@@ -115,6 +180,15 @@ impl Snapshotter {
         {
             return Err(Failure::LayerExists(chain.clone()));
         }
+        if kind == Kind::Active
+            && let (Some(chain), Some(layers)) = (&target, &self.layers)
+        {
+            let asked = Asked { chain, key, parent, labels: &labels, header };
+            self.place_layer(layers, &asked)?;
+        }
+        if !parent.is_empty() {
+            self.ensure_below(parent)?;
+        }
         let birth = Birth::begin(self, key, kind, parent)?;
         let owner = self.owner_of(parent)?;
         self.directories.create(birth.id, kind, owner)?;
@@ -122,20 +196,159 @@ impl Snapshotter {
             Command::Create { id: birth.id, key: key.into(), kind, parent: parent.into(), labels };
         self.perform(command)?;
         birth.done();
-        if let Some(target) = target {
+        self.mount_of(key)
+    }
+
+    /// Make the layer that was asked for, if it is to be ours: then this ends in
+    /// [`Failure::LayerExists`].
+    fn place_layer(&self, layers: &Layers, asked: &Asked<'_>) -> Result<(), Failure> {
+        let Asked { chain, key, parent, labels, .. } = *asked;
+        self.state.read().may_create(key, Kind::Active, parent)?;
+        let defer = |reason: &str| {
             tracing::info!(
                 "defer-snapshot-runtime" = "true",
                 key,
                 parent,
-                target,
-                "lazy layers are not served yet; deferring to container runtime"
+                reason,
+                "deferring to container runtime"
             );
+            Ok(())
+        };
+        let request = match Request::parse(labels) {
+            Ok(request) => request,
+            Err(error) => return defer(&chain_of(&error)),
+        };
+        let _one_at_a_time = self.making(chain, parent);
+        if self.state.read().layer(chain, parent).is_some() {
+            return Err(Failure::LayerExists(chain.to_owned()));
         }
-        self.mounts(key)
+        let wanted = match layers.find(&request) {
+            Answer::Ours(wanted) => wanted,
+            Answer::Defer(reason) => return defer(&reason),
+            Answer::Fail(reason) => {
+                return Err(Failure::Layer { layer: request.layer.to_string(), reason });
+            }
+        };
+        if !parent.is_empty() {
+            self.ensure_below(parent)?;
+        }
+        match self.show_layer(layers, asked, &wanted) {
+            Ok(()) => Err(Failure::LayerExists(chain.to_owned())),
+            Err(Failure::Unavailable { source, .. }) if !wanted.is_parallel() => {
+                let error = chain_of(&source);
+                let layer = request.layer;
+                tracing::warn!(
+                    "remote-snapshot-prepared" = "false",
+                    layerDigest = %layer,
+                    key,
+                    error,
+                    "failed to prepare remote snapshot"
+                );
+                defer("failed to prepare local snapshot")
+            }
+            Err(Failure::Unavailable { source, .. }) => {
+                let reason = chain_of(&source);
+                Err(Failure::Layer { layer: request.layer.to_string(), reason })
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
-    /// How to mount an active snapshot or a view.
+    fn show_layer(
+        &self,
+        layers: &Layers,
+        asked: &Asked<'_>,
+        wanted: &Wanted,
+    ) -> Result<(), Failure> {
+        let Asked { chain, key, parent, labels, header } = *asked;
+        let birth = Birth::begin(self, key, Kind::Active, parent)?;
+        let owner = self.owner_of(parent)?;
+        self.directories.create(birth.id, Kind::Committed, owner)?;
+        let place = self.place(birth.id, &self.parents_of(parent)?);
+        let kind = layers.show(wanted, &place);
+        let kind = kind.map_err(|source| Failure::Unavailable { id: birth.id, source })?;
+        let mut labels = labels.clone();
+        let more = match kind {
+            crate::layers::Kind::Lazy => &[REMOTE, INDEXED][..],
+            crate::layers::Kind::Whole => &[INDEXED],
+            crate::layers::Kind::Parallel => &[],
+        };
+        more.iter().for_each(|(label, value)| labels.set(*label, *value));
+        labels.set(NAMESPACE, namespace(header, key).unwrap_or_default());
+        // The chain id alone, as the peer names it, unless it stands there upon another parent.
+        let is_taken = self.state.read().get(chain).is_some();
+        let name = if is_taken { format!("{chain} {}", birth.id) } else { chain.to_owned() };
+        let command = Command::Place { id: birth.id, name, parent: parent.to_owned(), labels };
+        if let Err(failure) = self.perform(command) {
+            layers.hide(birth.id);
+            return Err(failure);
+        }
+        let layer = wanted.layer().to_string();
+        match kind {
+            crate::layers::Kind::Lazy => tracing::info!(
+                "remote-snapshot-prepared" = "true",
+                layerDigest = layer,
+                key,
+                parent,
+                "remote snapshot successfully prepared."
+            ),
+            _ => tracing::info!(
+                "local-snapshot-prepared" = "true",
+                layerDigest = layer,
+                key,
+                parent,
+                "local snapshot successfully prepared"
+            ),
+        }
+        birth.done();
+        Ok(())
+    }
+
+    /// Wait until nobody else makes this layer.
+    fn making(&self, chain: &str, parent: &str) -> Making<'_> {
+        let layer = (chain.to_owned(), parent.to_owned());
+        let mut making = self.making.lock();
+        // Whoever makes it has deadlines of his own.
+        while !making.insert(layer.clone()) {
+            self.made.wait(&mut making);
+        }
+        Making { snapshotter: self, layer }
+    }
+
+    /// Ids of `parent` and its parents, nearest first.
+    fn parents_of(&self, parent: &str) -> Result<Vec<u64>, Refusal> {
+        if parent.is_empty() {
+            return Ok(Vec::new());
+        }
+        let state = self.state.read();
+        let nearest = state.stat(parent)?;
+        Ok(std::iter::once(nearest.id).chain(state.parents(nearest).map(|it| it.id)).collect())
+    }
+
+    /// See to it that `parent` and all below it can be read.
+    fn ensure_below(&self, parent: &str) -> Result<(), Failure> {
+        let Some(layers) = &self.layers else { return Ok(()) };
+        let parents = self.parents_of(parent)?;
+        // From the bottom up.
+        for (number, &id) in parents.iter().enumerate().rev() {
+            let below = parents.get(number + 1..).unwrap_or_default();
+            layers
+                .ensure(&self.place(id, below))
+                .map_err(|source| Failure::Unavailable { id, source })?;
+        }
+        Ok(())
+    }
+
+    /// How to mount an active snapshot or a view, whose layers are seen to.
     pub fn mounts(&self, key: &str) -> Result<Mount, Failure> {
+        let parent = self.state.read().stat(key)?.parent.clone();
+        if !parent.is_empty() {
+            self.ensure_below(&parent)?;
+        }
+        self.mount_of(key)
+    }
+
+    fn mount_of(&self, key: &str) -> Result<Mount, Failure> {
         let state = self.state.read();
         let snapshot = state.stat(key)?;
         if snapshot.kind == Kind::Committed {
@@ -195,6 +408,11 @@ impl Snapshotter {
     /// Disk that a snapshot takes: measured for an active one, as of its commit for a committed one.
     pub fn usage(&self, name: &str) -> Result<Usage, Failure> {
         let snapshot = self.stat(name)?;
+        if let (Some(layers), Kind::Committed) = (&self.layers, snapshot.kind)
+            && let Some(usage) = layers.usage(snapshot.id, &self.directories.of(snapshot.id))
+        {
+            return Ok(usage);
+        }
         match snapshot.kind {
             Kind::Active => Ok(disk_usage(&self.directories.fs(snapshot.id))?),
             Kind::View | Kind::Committed => Ok(snapshot.usage),
@@ -204,10 +422,13 @@ impl Snapshotter {
     /// Remove directories that belong to no snapshot. What can't be removed is logged and stays.
     pub fn cleanup(&self) -> Result<(), Failure> {
         let _one_at_a_time = self.cleaning.lock();
-        for name in self.directories.names()? {
-            if self.is_wanted(&name) {
-                continue;
-            }
+        let names = self.directories.names()?;
+        // What becomes unwanted behind this line is still mounted below it, and waits for its turn.
+        let unwanted: Vec<_> = names.into_iter().filter(|name| !self.is_wanted(name)).collect();
+        if let Some(layers) = &self.layers {
+            layers.retain(|id| self.is_wanted(&id.to_string()));
+        }
+        for name in unwanted {
             match self.directories.remove(&name) {
                 Ok(Removal::Gone) => tracing::debug!(name, "removed a directory without snapshot"),
                 Ok(Removal::Mounted) => {
@@ -220,6 +441,13 @@ impl Snapshotter {
             }
         }
         Ok(())
+    }
+
+    /// The process ends. Call it when no call is under way any more.
+    pub fn end(&self, mounts: AtEnd) {
+        if let Some(layers) = &self.layers {
+            layers.end(mounts);
+        }
     }
 
     fn is_wanted(&self, name: &str) -> bool {
@@ -248,6 +476,30 @@ impl Snapshotter {
         let put = change.put.clone();
         self.state.write().apply(change);
         Ok(put)
+    }
+}
+
+/// An extraction that asks for an image's layer.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    chain: &'a str,
+    key: &'a str,
+    parent: &'a str,
+    labels: &'a Labels,
+    /// containerd's namespace.
+    header: Option<&'a str>,
+}
+
+/// See [`Snapshotter::making`].
+struct Making<'a> {
+    snapshotter: &'a Snapshotter,
+    layer: (String, String),
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.snapshotter.making.lock().remove(&self.layer);
+        self.snapshotter.made.notify_all();
     }
 }
 

@@ -1,10 +1,11 @@
 //! From the flags to a served socket and back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rustix::process::Resource;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -15,6 +16,8 @@ use super::notify::notify;
 use super::socket::Address;
 use crate::config::Settings;
 use crate::grpc::{self, SnapshotsService};
+use crate::layers::access::Environment;
+use crate::layers::{AtEnd, Layers};
 use crate::overlay_support;
 use crate::snapshotter::Snapshotter;
 
@@ -33,9 +36,22 @@ pub fn run(flags: &Flags, settings: &Settings) -> anyhow::Result<()> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("starting threads")?;
-    let outcome = runtime.block_on(serve(flags, snapshotter));
+    let outcome = runtime.block_on(serve(flags, Arc::clone(&snapshotter)));
     runtime.shutdown_timeout(STOP_TIMEOUT);
-    outcome
+    // As the peer: asked by hand it takes its mounts along, told by a supervisor it leaves them.
+    let mounts = match outcome {
+        Ok(Told::Interrupt) => AtEnd::Go,
+        _ => AtEnd::Stay,
+    };
+    snapshotter.end(mounts);
+    outcome.map(drop)
+}
+
+/// What ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Interrupt,
+    Terminate,
 }
 
 fn open(flags: &Flags, settings: &Settings) -> anyhow::Result<Snapshotter> {
@@ -46,11 +62,23 @@ fn open(flags: &Flags, settings: &Settings) -> anyhow::Result<Snapshotter> {
         tracing::debug!("snapshotter is supported");
     }
     let options = overlay_support::options(&work, &settings.overlay_options);
-    Snapshotter::open(&flags.root, options)
+    raise_file_limit();
+    let environment = Environment::of(|name| std::env::var(name).ok());
+    let start = |snapshots: &Path| Layers::start(&flags.root, snapshots, settings, &environment);
+    Snapshotter::open_with(&flags.root, options, start)
         .with_context(|| format!("opening the snapshots of {}", flags.root.display()))
 }
 
-async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<()> {
+/// A layer has half a dozen files open.
+fn raise_file_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<Told> {
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
 
@@ -71,12 +99,15 @@ async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<(
     let shown = address.as_deref().map(|path| path.display().to_string());
     tracing::info!(address = shown, "{} successfully started", flags.name);
 
-    let signal = tokio::select! {
-        _ = interrupt.recv() => "interrupt",
-        _ = terminate.recv() => "terminated",
-        ended = &mut server => return ended.context("the server")?.context("the server"),
+    let told = tokio::select! {
+        _ = interrupt.recv() => Told::Interrupt,
+        _ = terminate.recv() => Told::Terminate,
+        ended = &mut server => {
+            ended.context("the server")?.context("the server")?;
+            anyhow::bail!("the server ended by itself");
+        }
     };
-    tracing::info!("Got {signal}");
+    tracing::info!("Got {}", if told == Told::Interrupt { "interrupt" } else { "terminated" });
     tell("STOPPING=1");
     drop(stop);
     if tokio::time::timeout(STOP_TIMEOUT, server).await.is_err() {
@@ -86,7 +117,7 @@ async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<(
         drop(std::fs::remove_file(path));
     }
     tracing::info!("Exiting");
-    Ok(())
+    Ok(told)
 }
 
 fn tell(state: &str) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
 
@@ -16,15 +16,23 @@ use super::proto::snapshots::{
 };
 use super::status::status;
 use crate::snapshotter::{Failure, Snapshotter};
+use crate::state::labels::TARGET;
 use crate::state::{Kind, LabelMask, Snapshot};
+
+/// Layers asked for at once; more wait. Half of the threads that calls have.
+const EXTRACTIONS_MAX: usize = 64;
+/// containerd's namespace.
+const NAMESPACE_HEADER: &str = "containerd-namespace";
 
 /// Snapshots in one message of a listing, as the reference sends them.
 const CHUNK_LEN: usize = 100;
 
 /// The service. Each call runs on a thread of its own to its end, also when its caller has gone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SnapshotsService {
     snapshotter: Arc<Snapshotter>,
+    /// Extractions ask registries: they must not take all threads.
+    extractions: Arc<Semaphore>,
     /// Wakes who removes directories.
     removed: Arc<Notify>,
 }
@@ -38,7 +46,8 @@ impl SnapshotsService {
         tokio::spawn(sweep(Arc::downgrade(&snapshotter), Arc::clone(&removed)));
         // Whatever the last run left.
         removed.notify_one();
-        Self { snapshotter, removed }
+        let extractions = Arc::new(Semaphore::new(EXTRACTIONS_MAX));
+        Self { snapshotter, extractions, removed }
     }
 
     /// Call the snapshotter where blocking is allowed.
@@ -79,10 +88,21 @@ impl Snapshots for SnapshotsService {
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        let namespace = request.metadata().get(NAMESPACE_HEADER);
+        let namespace = namespace.and_then(|it| it.to_str().ok()).map(str::to_owned);
         let r = request.into_inner();
         tracing::debug!(key = r.key, parent = r.parent, "prepare");
         let labels = labels(r.labels);
-        let mount = self.call(move |s| s.create(&r.key, Kind::Active, &r.parent, labels)).await?;
+        let turn = match labels.get(TARGET) {
+            None => None,
+            // It is never closed.
+            Some(_) => Arc::clone(&self.extractions).acquire_owned().await.ok(),
+        };
+        let create = move |s: &Snapshotter| {
+            let _turn = turn;
+            s.create(&r.key, Kind::Active, &r.parent, labels, namespace.as_deref())
+        };
+        let mount = self.call(create).await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts: mounts(mount) }))
     }
 
@@ -93,7 +113,8 @@ impl Snapshots for SnapshotsService {
         let r = request.into_inner();
         tracing::debug!(key = r.key, parent = r.parent, "view");
         let labels = labels(r.labels);
-        let mount = self.call(move |s| s.create(&r.key, Kind::View, &r.parent, labels)).await?;
+        let mount =
+            self.call(move |s| s.create(&r.key, Kind::View, &r.parent, labels, None)).await?;
         Ok(Response::new(ViewSnapshotResponse { mounts: mounts(mount) }))
     }
 

@@ -17,11 +17,14 @@ fn code(failure: &Failure) -> Code {
         Failure::Filter(_) => Code::InvalidArgument,
         Failure::LayerExists(_) => Code::AlreadyExists,
         Failure::Unsupported(_) => Code::Unimplemented,
+        Failure::Unavailable { .. } | Failure::Layer { .. } => Code::Unavailable,
         Failure::Store(error) if error.is_full() => Code::ResourceExhausted,
         Failure::Directory(error) if error.is_full() => Code::ResourceExhausted,
-        Failure::Store(_) | Failure::Directory(_) | Failure::Usage(_) | Failure::Root(_) => {
-            Code::Internal
-        }
+        Failure::Store(_)
+        | Failure::Directory(_)
+        | Failure::Usage(_)
+        | Failure::Layers(_)
+        | Failure::Root(_) => Code::Internal,
     }
 }
 

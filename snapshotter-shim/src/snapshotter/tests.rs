@@ -17,13 +17,13 @@ fn names(snapshotter: &Snapshotter) -> Vec<String> {
 fn left_over_directories_go_and_their_ids_are_not_given_again() {
     let root = tempfile::tempdir().unwrap();
     let snapshotter = open(root.path());
-    snapshotter.create("a", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("a", Kind::Active, "", Labels::default(), None).unwrap();
     // As after a kill between directory and record, and of the peer's temporary ones.
     snapshotter.directories.create(2, Kind::Active, None).unwrap();
     std::fs::create_dir(snapshotter.directories.path().join("new-123")).unwrap();
     drop(snapshotter);
     let snapshotter = open(root.path());
-    snapshotter.create("b", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("b", Kind::Active, "", Labels::default(), None).unwrap();
     assert_eq!(names(&snapshotter), ["1", "2", "3", "new-123"]);
     snapshotter.cleanup().unwrap();
     assert_eq!(names(&snapshotter), ["1", "3"]);
@@ -47,19 +47,19 @@ fn a_failed_creation_leaves_nothing() {
     let snapshotter = open(root.path());
     // In the way of the directory of id 1.
     std::fs::write(snapshotter.directories.path().join("1"), "").unwrap();
-    let failure = snapshotter.create("a", Kind::Active, "", Labels::default()).unwrap_err();
+    let failure = snapshotter.create("a", Kind::Active, "", Labels::default(), None).unwrap_err();
     assert!(matches!(failure, Failure::Directory(_)), "{failure}");
     assert!(snapshotter.stat("a").is_err());
-    snapshotter.create("a", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("a", Kind::Active, "", Labels::default(), None).unwrap();
 }
 
 #[test]
 fn a_lost_directory_is_made_again_unless_it_had_content() {
     let root = tempfile::tempdir().unwrap();
     let snapshotter = open(root.path());
-    snapshotter.create("a", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("a", Kind::Active, "", Labels::default(), None).unwrap();
     snapshotter.commit("A", "a", Labels::default(), "").unwrap();
-    snapshotter.create("b", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("b", Kind::Active, "", Labels::default(), None).unwrap();
     let paths = [1, 2].map(|id| snapshotter.directories.of(id));
     // One is lost as a whole, the other in part.
     std::fs::remove_dir_all(&paths[0]).unwrap();
@@ -74,7 +74,7 @@ fn a_lost_directory_is_made_again_unless_it_had_content() {
 fn usage_is_measured_while_active_and_kept_at_commit() {
     let root = tempfile::tempdir().unwrap();
     let snapshotter = open(root.path());
-    snapshotter.create("a", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("a", Kind::Active, "", Labels::default(), None).unwrap();
     assert_eq!(snapshotter.usage("a").unwrap().inodes, 1);
     std::fs::write(snapshotter.directories.fs(1).join("f"), vec![1; 50_000]).unwrap();
     snapshotter.commit("A", "a", Labels::default(), "").unwrap();
@@ -82,7 +82,7 @@ fn usage_is_measured_while_active_and_kept_at_commit() {
     assert_eq!(usage.inodes, 2);
     std::fs::remove_file(snapshotter.directories.fs(1).join("f")).unwrap();
     assert_eq!(snapshotter.usage("A").unwrap(), usage);
-    snapshotter.create("v", Kind::View, "A", Labels::default()).unwrap();
+    snapshotter.create("v", Kind::View, "A", Labels::default(), None).unwrap();
     assert_eq!(snapshotter.usage("v").unwrap(), Usage::default());
 }
 
@@ -96,12 +96,12 @@ fn a_child_takes_the_owner_of_its_parent_and_not_its_mode() {
     }
     let root = tempfile::tempdir().unwrap();
     let snapshotter = open(root.path());
-    snapshotter.create("a", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("a", Kind::Active, "", Labels::default(), None).unwrap();
     let content = snapshotter.directories.fs(1);
     std::os::unix::fs::chown(&content, Some(1234), Some(4321)).unwrap();
     std::fs::set_permissions(&content, std::fs::Permissions::from_mode(0o700)).unwrap();
     snapshotter.commit("A", "a", Labels::default(), "").unwrap();
-    snapshotter.create("b", Kind::Active, "A", Labels::default()).unwrap();
+    snapshotter.create("b", Kind::Active, "A", Labels::default(), None).unwrap();
     let child = std::fs::metadata(snapshotter.directories.fs(2)).unwrap();
     assert_eq!((child.uid(), child.gid(), child.mode() & 0o7777), (1234, 4321, 0o755));
 }
@@ -110,7 +110,7 @@ fn a_child_takes_the_owner_of_its_parent_and_not_its_mode() {
 fn a_root_that_options_cannot_carry_is_refused() {
     let root = tempfile::tempdir().unwrap();
     for name in ["a:b", "a,b"] {
-        let failure = Snapshotter::open(&root.path().join(name), Vec::new()).unwrap_err();
+        let failure = Snapshotter::open(&root.path().join(name), Vec::new()).err().unwrap();
         assert!(matches!(failure, Failure::Root(_)), "{failure}");
     }
 }
@@ -144,7 +144,7 @@ fn crowded(root: &Path) -> Snapshotter {
 fn ten_thousand_snapshots_slow_nothing_down() {
     let root = tempfile::tempdir().unwrap();
     let snapshotter = crowded(root.path());
-    snapshotter.create("first", Kind::Active, "", Labels::default()).unwrap();
+    snapshotter.create("first", Kind::Active, "", Labels::default(), None).unwrap();
     let labels = Labels::default;
     let filter = ["labels.\"containerd.io/snapshot.ref\"==sha256:7,parent==\"\"".to_owned()];
     let measure = |name: &str, limit: u64, call: &dyn Fn(u32)| {
@@ -161,7 +161,7 @@ fn ten_thousand_snapshots_slow_nothing_down() {
     };
     let key = |count| format!("key/{count}");
     measure("Prepare", 100, &|count| {
-        drop(snapshotter.create(&key(count), Kind::Active, "", labels()).unwrap());
+        drop(snapshotter.create(&key(count), Kind::Active, "", labels(), None).unwrap());
     });
     measure("Commit", 50, &|count| {
         snapshotter.commit(&format!("name/{count}"), &key(count), labels(), "").unwrap();

@@ -97,6 +97,17 @@ pub enum Command {
         /// Disk usage, measured now.
         usage: Usage,
     },
+    /// Make a committed snapshot whose content is there already.
+    Place {
+        /// Its id, never given before.
+        id: u64,
+        /// Its name.
+        name: String,
+        /// Committed parent; empty for none.
+        parent: String,
+        /// Its labels; empty values are dropped.
+        labels: Labels,
+    },
     /// Change labels.
     Update {
         /// Any snapshot.
@@ -237,6 +248,15 @@ impl State {
                 assert!(!self.ids.contains(&id), "id {id} is given twice");
                 let (created, updated, usage) = (now, now, Usage::default());
                 let put = Snapshot { name: key, id, kind, parent, labels, created, updated, usage };
+                Ok(Change { removed: None, put: Some(put) })
+            }
+            Command::Place { id, name, parent, labels } => {
+                let labels = labels.checked()?;
+                self.may_create(&name, Kind::Active, &parent)?;
+                assert!(!self.ids.contains(&id), "id {id} is given twice");
+                let (kind, created, updated) = (Kind::Committed, now, now);
+                let usage = Usage::default();
+                let put = Snapshot { name, id, kind, parent, labels, created, updated, usage };
                 Ok(Change { removed: None, put: Some(put) })
             }
             Command::Commit { name, key, labels, parent, usage } => {

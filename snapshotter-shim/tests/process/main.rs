@@ -3,5 +3,7 @@
 //! Each test has a root, a socket and a process of its own, ended with the test whatever comes.
 
 mod death;
+mod lazy;
 mod life;
 mod node;
+mod pull;

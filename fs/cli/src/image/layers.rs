@@ -203,6 +203,12 @@ impl Ztoc {
         Ok(bytes.map(|bytes| Self { digest, bytes, how: How::Kept }))
     }
 
+    /// Keep it below `directory`, unless it is there.
+    pub fn keep(&self, directory: &Path) -> Result<(), ImageError> {
+        Shelf::open(directory)?.keep_missing(&self.digest, &self.bytes);
+        Ok(())
+    }
+
     /// Remove what is kept below `directory` but for the zTOCs that `is_wanted`.
     pub fn sweep(directory: &Path, is_wanted: impl Fn(&Digest) -> bool) -> Result<(), ImageError> {
         Shelf::open(directory)?.sweep(is_wanted);

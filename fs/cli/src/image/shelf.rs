@@ -52,6 +52,13 @@ impl Shelf {
         }
     }
 
+    /// The same, if it is not there.
+    pub(crate) fn keep_missing(&self, digest: &Digest, bytes: &[u8]) {
+        if !self.ztocs.join(digest.hex().to_string()).exists() {
+            self.keep(digest, bytes);
+        }
+    }
+
     /// Remember which zTOC belongs to a layer.
     pub(crate) fn note(&self, layer: &Digest, ztoc: &Digest) {
         if let Err(error) = replace(&self.of_layer(layer), ztoc.to_string().as_bytes()) {

@@ -1,0 +1,168 @@
+//! How registries are reached: the settings file and the environment, in the terms of the fetcher.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use spanfs::image::ImagesOptions;
+use spanfs_fetch::{
+    CredentialSource, EngineOptions, ProxyOptions, RegistryLimits, RegistryOptions, Secret,
+};
+
+use crate::config::{Mirror, Settings};
+
+/// Proxies, and where Docker keeps its logins.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// `HTTP_PROXY`.
+    pub http_proxy: Option<String>,
+    /// `HTTPS_PROXY`.
+    pub https_proxy: Option<String>,
+    /// `NO_PROXY`.
+    pub no_proxy: Option<String>,
+    /// Docker's `config.json`; it need not exist.
+    pub docker_config: Option<PathBuf>,
+}
+
+impl Environment {
+    /// As `variable` tells.
+    pub fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let either = |name: &str| {
+            let lower = variable(&name.to_ascii_lowercase());
+            variable(name).or(lower).filter(|value| !value.is_empty())
+        };
+        let docker = variable("DOCKER_CONFIG").map(PathBuf::from);
+        let home = variable("HOME").map(|home| Path::new(&home).join(".docker"));
+        Self {
+            http_proxy: either("HTTP_PROXY"),
+            https_proxy: either("HTTPS_PROXY"),
+            no_proxy: either("NO_PROXY"),
+            docker_config: docker.or(home).map(|directory| directory.join("config.json")),
+        }
+    }
+}
+
+/// What the fetcher is to be told. `hosts` is a directory with the mirrors of the settings file.
+pub(super) fn images_options(
+    settings: &Settings,
+    environment: &Environment,
+    hosts: &Path,
+) -> ImagesOptions {
+    let docker = environment.docker_config.clone().map(CredentialSource::DockerConfig);
+    let retry = settings.request_retry;
+    let limits = RegistryLimits {
+        dial: settings.connect_timeout,
+        answer: settings.header_timeout,
+        request: settings.request_timeout,
+        // Whoever prepares a layer waits no longer.
+        operation: settings.mount_timeout,
+        tries_max: retry.retries_max.saturating_add(1),
+        delay_first: retry.wait_min,
+        delay_max: retry.wait_max,
+    };
+    let mut engine = EngineOptions::default();
+    let blob = settings.blob_retry;
+    engine.connect_timeout = settings.connect_timeout;
+    engine.plan.retry.delay_first = blob.wait_min.max(DELAY_MIN);
+    engine.plan.retry.delay_max = engine.plan.retry.delay_max.min(blob.wait_max);
+    engine.plan.retry.deadline = engine.plan.retry.deadline.min(settings.blob_timeout);
+    let registry = RegistryOptions {
+        credentials: docker.into_iter().collect(),
+        hosts_dirs: vec![hosts.to_owned()],
+        proxies: ProxyOptions {
+            http: environment.http_proxy.clone().map(Secret::new),
+            https: environment.https_proxy.clone().map(Secret::new),
+            no_proxy: environment.no_proxy.clone(),
+        },
+        limits,
+        ..RegistryOptions::default()
+    };
+    ImagesOptions { registry, engine }
+}
+
+/// Retries without any pause would be an attack.
+const DELAY_MIN: Duration = Duration::from_millis(10);
+
+/// The mirrors of a registry as a `hosts.toml`; the registry itself comes last.
+fn hosts_toml(mirrors: &[Mirror]) -> String {
+    let mut text = String::new();
+    for mirror in mirrors {
+        // The peer takes https whatever the scheme says, unless it is told to be insecure.
+        let rest = mirror.host.split_once("://").map_or(mirror.host.as_str(), |(_, rest)| rest);
+        let local = ["localhost", "127.", "[::1]"].iter().any(|local| rest.starts_with(local));
+        let scheme = if mirror.insecure || local { "http" } else { "https" };
+        let url = toml::Value::String(format!("{scheme}://{rest}"));
+        let has_path = rest.trim_end_matches('/').contains('/');
+        // Writing to a text can't fail.
+        let _ = writeln!(text, "[host.{url}]\ncapabilities = [\"pull\"]");
+        if has_path {
+            text.push_str("override_path = true\n");
+        }
+    }
+    text
+}
+
+/// Write the mirrors of the settings file as the fetcher reads them, in place of older ones.
+pub(super) fn write_hosts(
+    directory: &Path,
+    mirrors: &BTreeMap<String, Vec<Mirror>>,
+) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::create_dir_all(directory)?;
+    for (registry, mirrors) in mirrors {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+        if registry.starts_with('.') || !registry.chars().all(is_name) {
+            let problem = format!("resolver.host.{registry:?} is no registry's name");
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, problem));
+        }
+        let of_registry = directory.join(registry);
+        std::fs::create_dir_all(&of_registry)?;
+        std::fs::write(of_registry.join("hosts.toml"), hosts_toml(mirrors))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirrors_come_first_and_only_serve_content() {
+        let mirror = |host: &str, insecure| Mirror {
+            host: host.to_owned(),
+            insecure,
+            request_timeout: None,
+        };
+        let mirrors = [mirror("https://m.example", false), mirror("https://10.0.0.1:5000/x", true)];
+        let text = hosts_toml(&mirrors);
+        assert_eq!(
+            text,
+            "[host.\"https://m.example\"]\ncapabilities = [\"pull\"]\n\
+             [host.\"http://10.0.0.1:5000/x\"]\ncapabilities = [\"pull\"]\noverride_path = true\n"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let hosts = directory.path().join("hosts");
+        let of = |name: &str| BTreeMap::from([(name.to_owned(), mirrors.to_vec())]);
+        write_hosts(&hosts, &of("docker.io")).unwrap();
+        write_hosts(&hosts, &of("r.example:5000")).unwrap();
+        assert!(!hosts.join("docker.io").exists(), "older settings are gone");
+        assert_eq!(std::fs::read_to_string(hosts.join("r.example:5000/hosts.toml")).unwrap(), text);
+        assert!(write_hosts(&hosts, &of("../x")).is_err());
+    }
+
+    #[test]
+    fn the_environment_is_read_in_both_spellings() {
+        let variable = |name: &str| match name {
+            "https_proxy" => Some("http://p:1".to_owned()),
+            "HOME" => Some("/root".to_owned()),
+            _ => None,
+        };
+        let environment = Environment::of(variable);
+        assert_eq!(environment.https_proxy.as_deref(), Some("http://p:1"));
+        assert_eq!(environment.docker_config, Some("/root/.docker/config.json".into()));
+    }
+}

@@ -1,0 +1,171 @@
+//! What registries say of an image: its layers, and a zTOC for each that has one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use spanfs::image::{Discovery, ImageError, Images, Search, Ztoc};
+use spanfs_fetch::{ImageRef, Source};
+use spanfs_layer::Digest;
+use spanfs_layer::oci::{Descriptor, Platform};
+
+use super::memo::{Memo, NoOutcome};
+use super::request::Request;
+use crate::config::PullModes;
+use crate::daemon::log::chain;
+
+/// An image of which layers are wanted.
+pub(super) struct Known {
+    pub(super) source: Source,
+    pub(super) config: Digest,
+    /// The lowest first.
+    pub(super) layers: Vec<KnownLayer>,
+    /// Digest of the SOCI index; why there is none.
+    pub(super) index: Result<Digest, String>,
+}
+
+/// One of its layers.
+pub(super) struct KnownLayer {
+    pub(super) descriptor: Descriptor,
+    pub(super) diff_id: Digest,
+    pub(super) ztoc: Option<Digest>,
+    /// Until somebody opens the layer: then it is on the disk.
+    bytes: Mutex<Option<Ztoc>>,
+}
+
+impl KnownLayer {
+    /// The zTOC, out of memory or from the disk.
+    pub(super) fn ztoc(&self, directory: &Path) -> Result<Option<Ztoc>, ImageError> {
+        let Some(digest) = self.ztoc else { return Ok(None) };
+        match &*self.bytes.lock() {
+            Some(ztoc) => Ok(Some(ztoc.clone())),
+            None => Ztoc::kept(directory, digest),
+        }
+    }
+
+    /// It is on the disk for good: free the memory.
+    pub(super) fn forget_bytes(&self) {
+        *self.bytes.lock() = None;
+    }
+}
+
+/// An image, or why nothing is known of it.
+pub(super) type Lookup = Result<Arc<Known>, String>;
+
+/// Which image, and which index of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    repository: String,
+    manifest: Digest,
+    index: Option<Digest>,
+}
+
+/// Images that were looked up lately.
+pub(super) struct Catalog {
+    images: Arc<Images>,
+    /// zTOCs are kept below it.
+    directory: PathBuf,
+    modes: PullModes,
+    at_most: Duration,
+    looked_up: Memo<Key, Lookup>,
+}
+
+/// A pull goes from layer to layer without pause, but a download may stand between.
+const KEPT: Duration = Duration::from_secs(600);
+/// Someone may push an index, or mend a registry; until then each layer would ask again.
+const FAILURE_KEPT: Duration = Duration::from_secs(20);
+/// Images pulled at once on the largest nodes; each holds the zTOCs of layers not yet prepared.
+const IMAGES_MAX: usize = 256;
+
+impl Catalog {
+    pub(super) fn new(
+        images: Arc<Images>,
+        directory: PathBuf,
+        modes: PullModes,
+        at_most: Duration,
+    ) -> Self {
+        let kept = |lookup: &Lookup| match lookup {
+            Ok(known) if known.index.is_ok() => KEPT,
+            _ => FAILURE_KEPT,
+        };
+        Self { images, directory, modes, at_most, looked_up: Memo::new(IMAGES_MAX, kept) }
+    }
+
+    /// Find the image of a request, and fetch all its zTOCs, unless that was done lately.
+    pub(super) fn find(&self, request: &Request) -> Lookup {
+        let repository = format!("{}/{}", request.image.host(), request.image.repository());
+        let key = Key { repository, manifest: request.manifest, index: request.index };
+        let (images, directory) = (Arc::clone(&self.images), self.directory.clone());
+        let needs_index = self.modes.parallel.as_ref().is_none_or(|it| it.is_fallback);
+        let search = needs_index.then_some(Search {
+            digest: request.index,
+            annotation: self.modes.soci_v2,
+            referrers: self.modes.soci_v1,
+        });
+        let request = request.clone();
+        let work = move || {
+            look_up(&images, &directory, &request, search).map(Arc::new).map_err(|e| chain(&e))
+        };
+        let ended = Err("looking the image up came to no end".to_owned());
+        match self.looked_up.get(&key, self.at_most, ended, work) {
+            Ok(lookup) => lookup,
+            Err(reason @ NoOutcome::Late(_)) => Err(format!("looking the image up: {reason}")),
+            Err(reason) => Err(format!("the image is not looked up: {reason}")),
+        }
+    }
+}
+
+fn look_up(
+    images: &Images,
+    directory: &Path,
+    request: &Request,
+    search: Option<Search>,
+) -> Result<Known, ImageError> {
+    let name = ImageRef::Registry(request.image.with_digest(request.manifest));
+    let image = images.find(&name, &Platform::host())?;
+    let wanted: Vec<(Descriptor, Digest)> =
+        image.layers().map(|(descriptor, diff_id)| (descriptor.clone(), diff_id)).collect();
+    let (index, ztocs) = match search.map(|search| (images.discover_by(&image, &search), search)) {
+        None => (Err("whole layers are pulled".to_owned()), Vec::new()),
+        Some((Discovery::None { .. }, Search { annotation: false, referrers: false, .. })) => {
+            (Err("all lazy pull modes are disabled".to_owned()), Vec::new())
+        }
+        Some((Discovery::None { reason }, _)) => (Err(reason), Vec::new()),
+        Some((discovery @ Discovery::Found { .. }, _)) => {
+            let Discovery::Found { digest, by, .. } = &discovery else {
+                unreachable!("it matched")
+            };
+            tell(digest, by);
+            match images.ztocs(&image, &discovery, &wanted, directory) {
+                Ok(ztocs) => (Ok(*digest), ztocs),
+                Err(error) => {
+                    (Err(format!("the zTOCs can't be had: {}", chain(&error))), Vec::new())
+                }
+            }
+        }
+    };
+    let mut ztocs = ztocs.into_iter();
+    let layers = wanted.into_iter().map(|(descriptor, diff_id)| {
+        let bytes = ztocs.next().flatten();
+        let ztoc = bytes.as_ref().map(|ztoc| ztoc.digest);
+        KnownLayer { descriptor, diff_id, ztoc, bytes: Mutex::new(bytes) }
+    });
+    Ok(Known {
+        config: image.documents.manifest.config.digest,
+        layers: layers.collect(),
+        index,
+        source: image.source,
+    })
+}
+
+/// The peer's words: people look for them.
+fn tell(digest: &Digest, by: &str) {
+    let how = match by {
+        "digest" => "using provided soci index digest",
+        "annotation" => "using soci v2 index annotation",
+        _ => "using soci v1 index via referrers API",
+    };
+    tracing::info!(digest = %digest, "{how}");
+    tracing::info!(digest = %digest, "fetching SOCI artifacts using index descriptor");
+}

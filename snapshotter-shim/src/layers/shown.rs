@@ -1,0 +1,167 @@
+//! Layers that snapshots show: the life of their mounts, in one place.
+//!
+//! ```text
+//! absent ─note─▶ noted ─mount─▶ shown ─unmount─▶ gone
+//!                  ▲               │ the daemon ends: mounts stay, those that need it are dead
+//!                  └───────────────┘ and made anew at the next start, from the note
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use spanfs_cache::{Content, Image as Prefetch, Layer, Verification};
+use spanfs_layer::Digest;
+use spanfs_mount::{Busy, Ended, Mount};
+
+use super::note::Note;
+
+/// A detach takes milliseconds; whoever still reads is left alone and served.
+const UNMOUNT_TIME: Duration = Duration::from_secs(2);
+
+/// A layer that can be read at its snapshot's directory.
+pub(super) struct Shown {
+    /// First, so that it goes before what serves it.
+    pub(super) mount: Mount,
+    pub(super) content: Arc<dyn Content>,
+    /// None for a layer that is no more than a local file.
+    pub(super) spans: Option<Arc<Layer>>,
+    /// Fetches what nobody read yet, for the whole image; with its topmost layer.
+    pub(super) prefetch: Option<Arc<Prefetch>>,
+}
+
+struct Entry {
+    note: Arc<Note>,
+    shown: Option<Shown>,
+}
+
+/// All of them, by the id of their snapshot.
+#[derive(Default)]
+pub(super) struct Registry {
+    entries: Mutex<HashMap<u64, Entry>>,
+}
+
+/// What is wrong with a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It is not one of these.
+    Ordinary,
+    /// It can be read.
+    Shown,
+    /// It is to be mounted first.
+    Noted(Arc<Note>),
+    /// It was found out.
+    Corrupt(String),
+}
+
+impl Registry {
+    /// A snapshot has a note, and no mount yet.
+    pub(super) fn note(&self, id: u64, note: Arc<Note>) {
+        self.entries.lock().entry(id).or_insert(Entry { note, shown: None });
+    }
+
+    pub(super) fn show(&self, id: u64, note: Arc<Note>, shown: Shown) {
+        let old = self.entries.lock().insert(id, Entry { note, shown: Some(shown) });
+        assert!(old.is_none_or(|old| old.shown.is_none()), "snapshot {id} is shown twice");
+    }
+
+    pub(super) fn state(&self, id: u64) -> State {
+        let entries = self.entries.lock();
+        let Some(Entry { note, shown }) = entries.get(&id) else { return State::Ordinary };
+        let Some(shown) = shown else { return State::Noted(Arc::clone(note)) };
+        match shown.spans.as_ref().map(|spans| spans.status().verification) {
+            Some(Verification::Failed(reason)) => State::Corrupt(reason),
+            _ => State::Shown,
+        }
+    }
+
+    /// Bytes on disk of a snapshot's layer; 0 where a snapshot of a smaller id has the same.
+    pub(super) fn bytes(&self, id: u64) -> Option<u64> {
+        let entries = self.entries.lock();
+        let Entry { note, shown } = entries.get(&id)?;
+        let same = entries.iter().filter(|(_, entry)| entry.note.layer == note.layer);
+        if same.map(|(id, _)| *id).min() != Some(id) {
+            return Some(0);
+        }
+        let Some(Shown { content, spans, .. }) = shown else { return Some(0) };
+        let spans = spans.clone();
+        let local = content.len();
+        drop(entries);
+        // It looks at the disk.
+        Some(spans.map_or(local, |spans| spans.usage_bytes()))
+    }
+
+    /// Spans of a layer, if a snapshot shows it.
+    pub(super) fn spans(&self, layer: &Digest) -> Option<Arc<Layer>> {
+        let entries = self.entries.lock();
+        let mut all = entries.values().filter(|entry| entry.note.layer == *layer);
+        all.find_map(|entry| entry.shown.as_ref()?.spans.clone())
+    }
+
+    /// Have an image's layers fetched as long as the snapshot `id` is shown.
+    pub(super) fn prefetch(&self, id: u64, prefetch: Arc<Prefetch>) {
+        if let Some(Entry { shown: Some(shown), .. }) = self.entries.lock().get_mut(&id) {
+            shown.prefetch = Some(prefetch);
+        }
+    }
+
+    /// Notes of all, by the id of the snapshot.
+    pub(super) fn notes(&self) -> Vec<(u64, Arc<Note>)> {
+        let entries = self.entries.lock();
+        entries.iter().map(|(id, entry)| (*id, Arc::clone(&entry.note))).collect()
+    }
+
+    /// Layers and zTOCs that are wanted.
+    pub(super) fn wanted(&self) -> (HashSet<Digest>, HashSet<Digest>) {
+        let entries = self.entries.lock();
+        let layers = entries.values().map(|entry| entry.note.layer).collect();
+        (layers, entries.values().filter_map(|entry| entry.note.ztoc).collect())
+    }
+
+    /// How many are shown, and how many of these need us.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let entries = self.entries.lock();
+        let shown: Vec<_> = entries.values().filter_map(|entry| entry.shown.as_ref()).collect();
+        let served = shown.iter().filter(|shown| shown.needs_us()).count();
+        (shown.len(), served)
+    }
+
+    /// Take away all but the snapshots that are wanted.
+    pub(super) fn retain(&self, is_wanted: impl Fn(u64) -> bool) {
+        let gone: Vec<(u64, Entry)> =
+            self.entries.lock().extract_if(|id, _| !is_wanted(*id)).collect();
+        for (id, entry) in gone {
+            if let Some(shown) = entry.shown {
+                shown.unmount(id);
+            }
+        }
+    }
+
+    /// Leave all mounts where they are, for the next start.
+    pub(super) fn leave(&self) {
+        for (_, entry) in self.entries.lock().drain() {
+            // The process ends: its descriptors close, and what the kernel holds by itself goes on.
+            if let Some(shown) = entry.shown {
+                std::mem::forget(shown.mount);
+            }
+        }
+    }
+}
+
+impl Shown {
+    fn needs_us(&self) -> bool {
+        self.mount.layers().iter().any(|front| *front != spanfs_mount::Shown::ErofsDirect)
+    }
+
+    fn unmount(self, id: u64) {
+        match self.mount.unmount(UNMOUNT_TIME, Busy::Leave) {
+            Ok(Ended::Gone) => tracing::debug!(id, "layer unmounted"),
+            Ok(Ended::InUse) => tracing::info!(id, "layer unmounted; who uses it goes on"),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(id, error, "a layer stays mounted");
+            }
+        }
+    }
+}
