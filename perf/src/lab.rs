@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use spanfs_registry::Stats;
 
 /// What every measurement needs.
 pub(crate) struct Lab {
@@ -13,6 +14,7 @@ pub(crate) struct Lab {
     pub(crate) images: PathBuf,
     pub(crate) scratch: PathBuf,
     pub(crate) runs: usize,
+    requests: bool,
 }
 
 impl Lab {
@@ -21,6 +23,7 @@ impl Lab {
         images: PathBuf,
         scratch: PathBuf,
         runs: usize,
+        requests: bool,
     ) -> Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
@@ -37,7 +40,7 @@ impl Lab {
         );
         fs::create_dir_all(&scratch)?;
         let scratch = scratch.canonicalize()?;
-        Ok(Self { spanfs: spanfs.canonicalize()?, images, scratch, runs: runs.max(1) })
+        Ok(Self { spanfs: spanfs.canonicalize()?, images, scratch, runs: runs.max(1), requests })
     }
 
     /// An empty directory for one measurement.
@@ -55,6 +58,14 @@ impl Lab {
         let mut command = Command::new(&self.spanfs);
         command.env("SPANFS_CACHE_DIR", dir.join("cache")).env("XDG_RUNTIME_DIR", dir);
         command
+    }
+
+    /// What the registry was asked for, and when, if that is wanted.
+    pub(crate) fn show_requests(&self, what: &str, stats: &Stats) {
+        for it in stats.log.iter().filter(|_| self.requests) {
+            let (ms, path) = (it.at.as_secs_f64() * 1e3, it.path.get(..60).unwrap_or(&it.path));
+            println!("  {what} {ms:9.2} ms {} {} {path} {}", it.status, it.method, it.range);
+        }
     }
 
     /// The median of `runs` measurements.

@@ -39,6 +39,9 @@ enum Command {
         /// Runs of each measurement; the median counts.
         #[arg(long, default_value_t = 3)]
         runs: usize,
+        /// Print the requests that the registry got, each with its time.
+        #[arg(long)]
+        requests: bool,
         /// Append one JSON line per row to this file.
         #[arg(long)]
         out: Option<PathBuf>,
@@ -46,9 +49,9 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Command::Promises { names, spanfs, images, scratch, runs, out } =
+    let Command::Promises { names, spanfs, images, scratch, runs, requests, out } =
         Arguments::parse().command;
-    let lab = lab::Lab::new(spanfs, images, scratch, runs)?;
+    let lab = lab::Lab::new(spanfs, images, scratch, runs, requests)?;
     let mut report = report::Report::new(out)?;
     promises::run(&names, &lab, &mut report)?;
     report.finish()

@@ -28,15 +28,19 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     })?;
     let link = Link { rtt: RTT, ..Link::CLOUD };
     let value = lab.median(|| {
-        let (_registry, reference) = serve(&layout, link)?;
+        let (registry, reference) = serve(&layout, link)?;
         let dir = lab.dir("first-byte")?;
         drop_caches()?;
+        registry.reset_stats();
         let mounted = Mounted::new(lab, &dir, &reference, &[])?;
         let read = seconds(|| {
             ensure!(fs::read(mounted.root.join("small"))?.len() == 4096, "short file");
             Ok(())
         })?;
-        Ok(mounted.took.as_secs_f64() + read)
+        let took = mounted.took.as_secs_f64() + read;
+        let what = format!("mounted {:.0} ms, read {:.0} ms:", (took - read) * 1e3, read * 1e3);
+        lab.show_requests(&what, &registry.stats());
+        Ok(took)
     })?;
     report.row(&Row {
         promise: "first-byte",
