@@ -19,6 +19,7 @@ mod life;
 mod memory;
 mod prefetch;
 mod recover;
+mod span_file;
 mod sys;
 #[cfg(test)]
 mod testing;
@@ -30,6 +31,6 @@ mod works;
 pub use cache::{Cache, CacheOptions, CacheStatus, Collected};
 pub use content::{Content, ReadError, ReadReply};
 pub use error::CacheError;
-pub use layer::{Layer, LayerSpec, LayerStatus, Role, Verification};
+pub use layer::{KnownLayer, Layer, LayerSpec, LayerStatus, Role, Verification};
 pub use prefetch::{Background, Image, ImageSpec, ImageStatus, Trace, TraceError};
 pub use whole::{LocalLayer, Origin, Whole, WholeSpec, WholeToc};

@@ -32,6 +32,16 @@ impl Windows {
         Some(Self { ztoc, sums })
     }
 
+    /// Windows whose sums are known: the zTOC need not be read.
+    pub(crate) fn known(ztoc: File, sums: Box<[u32]>) -> Self {
+        Self { ztoc, sums }
+    }
+
+    /// Sums of all spans' windows.
+    pub(crate) fn sums(&self) -> &[u32] {
+        &self.sums
+    }
+
     /// The window of span `number`, or `None` where its restart needs none.
     pub(crate) fn read(&self, number: usize, restart: Restart) -> io::Result<Option<Window>> {
         let Restart::Deflate { window_at, .. } = restart else { return Ok(None) };

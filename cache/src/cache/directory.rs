@@ -7,6 +7,7 @@
 //!     layer                             the layer file (sparse)
 //!     journal                           the span journal, see `journal`
 //!     ztoc                              the zTOC; windows are read from here
+//!     spans                             its spans without their windows, see `span_file`
 //!     tail                              bytes of the blob behind the archive, if any
 //!     index                             EROFS metadata over the layer file
 //!     part                              a layer file in the making, by a pass over the whole blob

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use spanfs_layer::Digest;
 
 use crate::CacheError;
-use crate::layer::{self, Layer, LayerSpec, LayerStatus};
+use crate::layer::{self, KnownLayer, Layer, LayerSpec, LayerStatus};
 use crate::prefetch::{Image, ImageSpec};
 use crate::whole::{self, Whole, WholeSpec};
 use crate::works::Works;
@@ -135,6 +135,21 @@ impl Cache {
         }
         let layer = layer::open(&self.works, &self.directory, spec)?;
         *slot = Arc::downgrade(&layer);
+        Ok(layer)
+    }
+
+    /// The same by what an earlier run kept of the layer's zTOC, which then need not be read; `None`
+    /// where nothing of it is kept.
+    pub fn known_layer(&self, known: KnownLayer) -> Result<Option<Arc<Layer>>, CacheError> {
+        let slot = self.slot(*known.blob.digest(), known.ztoc_digest);
+        let mut slot = slot.lock();
+        if let Some(layer) = slot.upgrade() {
+            return Ok(Some(layer));
+        }
+        let layer = layer::open_known(&self.works, &self.directory, known)?;
+        if let Some(layer) = &layer {
+            *slot = Arc::downgrade(layer);
+        }
         Ok(layer)
     }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use spanfs_layer::SpanTable;
 
 use super::open::{
-    CONDEMNED, Files, INDEX, JOURNAL, LAYER, LayerSpec, TAIL, ZTOC, assemble, remove_if_there,
-    replace, span_table,
+    CONDEMNED, Files, INDEX, JOURNAL, LAYER, LayerSpec, SPANS, TAIL, ZTOC, assemble, keep_spans,
+    remove_if_there, replace, span_table,
 };
 use super::{Layer, Role};
 use crate::CacheError;
@@ -56,7 +56,8 @@ pub(crate) fn open_filled(
     let Filled { claim, fill, role, .. } = filled;
     let (fill, journal) = (Some(fill), Some(journal));
     let files = Files { claim, role, fill, file, journal, recovered };
-    let layer = assemble(works, spec, table, files, windows);
+    keep_spans(&files.claim, &spec, &table, &windows);
+    let layer = assemble(works, spec.known(), table, files, windows);
     let sealed = layer.seal().inspect_err(|_| discard(&layer.claim));
     sealed.map_err(storage("making the layer durable in"))?;
     Ok(layer)
@@ -115,7 +116,7 @@ fn keep_tail(filled: &Filled, range: Range<u64>) -> io::Result<()> {
 
 /// After an error: what is half there is no layer.
 fn discard(claim: &Claim) {
-    for name in [PART, LAYER, JOURNAL, ZTOC, TAIL] {
+    for name in [PART, LAYER, JOURNAL, ZTOC, SPANS, TAIL] {
         if let Err(error) = remove_if_there(&claim.file(name)) {
             tracing::warn!(path = %claim.path().display(), name, %error, "left-over of a layer stays");
         }

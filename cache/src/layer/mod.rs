@@ -30,8 +30,8 @@ use crate::{Content, ReadError, ReadReply};
 use fill::Shards;
 pub(crate) use fill::Wanted;
 pub(crate) use filled::{Filled, open_filled};
-pub use open::LayerSpec;
-pub(crate) use open::{condemned_reason, open};
+pub use open::{KnownLayer, LayerSpec};
+pub(crate) use open::{condemned_reason, open, open_known};
 use status::Counters;
 pub use status::{LayerStatus, Verification};
 

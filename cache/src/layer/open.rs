@@ -1,7 +1,7 @@
 //! Opening a layer: whose files they are, and what an earlier run left in them.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -19,6 +19,7 @@ use crate::journal::{Header, Journal, SPAN_COUNT_MAX};
 use crate::layer_file::{Kept, LayerFile, Stamp, file_len};
 use crate::life::{Event, Lives};
 use crate::recover::{Found, Recovered, recover};
+use crate::span_file;
 use crate::windows::Windows;
 use crate::works::Works;
 
@@ -29,6 +30,7 @@ use super::{Layer, Role, Shards, Verification, Writer};
 pub(crate) const LAYER: &str = "layer";
 pub(crate) const JOURNAL: &str = "journal";
 pub(crate) const ZTOC: &str = "ztoc";
+pub(crate) const SPANS: &str = "spans";
 pub(crate) const TAIL: &str = "tail";
 pub(crate) const INDEX: &str = "index";
 /// Why the layer is not served any more.
@@ -46,6 +48,60 @@ pub struct LayerSpec {
     pub ztoc_digest: Digest,
     /// The encoded zTOC, which the caller has checked against that digest.
     pub ztoc: Arc<[u8]>,
+}
+
+impl LayerSpec {
+    /// All but the zTOC itself.
+    pub(super) fn known(&self) -> KnownLayer {
+        let Self { diff_id, blob, ztoc_digest, .. } = self;
+        KnownLayer { diff_id: *diff_id, blob: Arc::clone(blob), ztoc_digest: *ztoc_digest }
+    }
+}
+
+/// Which layer to open by what an earlier run kept of its zTOC.
+#[derive(Clone)]
+pub struct KnownLayer {
+    /// See [`LayerSpec::diff_id`].
+    pub diff_id: Option<Digest>,
+    /// See [`LayerSpec::blob`].
+    pub blob: Arc<dyn Blob>,
+    /// See [`LayerSpec::ztoc_digest`].
+    pub ztoc_digest: Digest,
+}
+
+/// Open a layer whose spans stand in `directory`; `None` if they don't, or not for that zTOC.
+pub(crate) fn open_known(
+    works: &Arc<Works>,
+    directory: &Directory,
+    known: KnownLayer,
+) -> Result<Option<Arc<Layer>>, CacheError> {
+    let digest = *known.blob.digest();
+    let path = directory.layer(&digest);
+    if !path.join(SPANS).exists() {
+        return Ok(None);
+    }
+    let storage = |doing| CacheError::storage(doing, &path);
+    let claim = Claim::open(&path).map_err(storage("opening the layer's directory"))?;
+    check_condemned(&claim, &digest, &known.ztoc_digest)?;
+    let Some((table, sums, ztoc)) = kept_spans(&claim, &known) else { return Ok(None) };
+    let count = table.spans().len() as u32;
+    let len = file_len(table.uncompressed_len());
+    let header = Header::new(&digest, &known.ztoc_digest, count, len);
+    let files = open_files(directory, claim, &header)?;
+    let windows = Windows::known(ztoc, sums);
+    Ok(Some(assemble(works, known, table, files, windows)))
+}
+
+/// What an earlier run kept of a zTOC, if that is whole and of this one. The windows in the zTOC
+/// itself are checked one by one when they are needed.
+fn kept_spans(claim: &Claim, known: &KnownLayer) -> Option<(SpanTable, Box<[u32]>, File)> {
+    let mut bytes = Vec::new();
+    let file = File::open(claim.file(SPANS)).ok()?;
+    file.take(span_file::LEN_MAX).read_to_end(&mut bytes).ok()?;
+    let (table, sums) = span_file::decode(&bytes, known.blob.digest(), &known.ztoc_digest)?;
+    let fits = table.compressed_len() == known.blob.size();
+    let ztoc = File::open(claim.file(ZTOC)).ok()?;
+    fits.then_some((table, sums, ztoc))
 }
 
 /// Open a layer with the files in `directory`, or with private ones if another process fills those.
@@ -69,7 +125,17 @@ pub(crate) fn open(
         layer: digest,
         reason: "a checkpoint's window lies outside of it".into(),
     })?;
-    Ok(assemble(works, spec, table, files, windows))
+    keep_spans(&files.claim, &spec, &table, &windows);
+    Ok(assemble(works, spec.known(), table, files, windows))
+}
+
+/// Spare the next start the zTOC. Where the disk refuses, it reads that again.
+pub(super) fn keep_spans(claim: &Claim, spec: &LayerSpec, table: &SpanTable, windows: &Windows) {
+    let layer = spec.blob.digest();
+    let bytes = span_file::encode(layer, &spec.ztoc_digest, table, windows.sums());
+    if let Err(error) = replace(&claim.file(SPANS), &bytes) {
+        tracing::warn!(%layer, %error, "the layer's spans are not kept");
+    }
 }
 
 pub(super) fn span_table(spec: &LayerSpec) -> Result<SpanTable, CacheError> {
@@ -212,7 +278,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
 
 pub(super) fn assemble(
     works: &Arc<Works>,
-    spec: LayerSpec,
+    known: KnownLayer,
     table: SpanTable,
     files: Files,
     windows: Windows,
@@ -229,7 +295,7 @@ pub(super) fn assemble(
             lives.advance(span, *event);
         }
     }
-    let verification = match (recovered.sealed, spec.diff_id) {
+    let verification = match (recovered.sealed, known.diff_id) {
         (true, _) => Verification::Verified,
         (false, Some(_)) => Verification::Pending,
         (false, None) => Verification::Unverifiable,
@@ -238,10 +304,10 @@ pub(super) fn assemble(
     let layer = Arc::new_cyclic(|me| Layer {
         me: me.clone(),
         id,
-        digest: *spec.blob.digest(),
-        diff_id: spec.diff_id,
-        ztoc_digest: spec.ztoc_digest,
-        blob: spec.blob,
+        digest: *known.blob.digest(),
+        diff_id: known.diff_id,
+        ztoc_digest: known.ztoc_digest,
+        blob: known.blob,
         table,
         works: works.clone(),
         claim,
@@ -277,7 +343,7 @@ pub(super) fn leave_reason(claim: &Claim, ztoc: &Digest, reason: &str) {
     let condemned = Condemned { ztoc: *ztoc, reason: reason.to_owned() };
     let text = serde_json::to_vec_pretty(&condemned).unwrap_or_default();
     let left = replace(&claim.file(CONDEMNED), &text).map(drop);
-    let removed = [LAYER, JOURNAL, ZTOC, TAIL, INDEX]
+    let removed = [LAYER, JOURNAL, ZTOC, SPANS, TAIL, INDEX]
         .into_iter()
         .map(|name| remove_if_there(&claim.file(name)))
         .fold(left, Result::and);

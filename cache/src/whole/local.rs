@@ -11,7 +11,7 @@ use spanfs_layer::{Digest, UncompressedOffset};
 use super::kept::{self, Found};
 use crate::cache::claim::{self, Claim};
 use crate::cache::directory::PART;
-use crate::layer::open::{CONDEMNED, INDEX, JOURNAL, LAYER, TAIL, ZTOC, remove_if_there};
+use crate::layer::open::{CONDEMNED, INDEX, JOURNAL, LAYER, SPANS, TAIL, ZTOC, remove_if_there};
 use crate::layer_file::file_len;
 use crate::{CacheError, Content, ReadError, ReadReply, Role};
 
@@ -59,7 +59,7 @@ pub(super) fn keep(
     let commit = || -> io::Result<()> {
         part.set_len(len)?;
         part.sync_all()?;
-        for name in [JOURNAL, ZTOC, TAIL, INDEX, CONDEMNED] {
+        for name in [JOURNAL, ZTOC, SPANS, TAIL, INDEX, CONDEMNED] {
             remove_if_there(&claim.file(name))?;
         }
         std::fs::rename(claim.file(PART), claim.file(LAYER))?;

@@ -71,6 +71,11 @@ impl Digest {
         Self::from_hash(Algorithm::Sha256, &hash)
     }
 
+    /// A SHA-512 computed elsewhere.
+    pub fn from_sha512(hash: [u8; 64]) -> Self {
+        Self::from_hash(Algorithm::Sha512, &hash)
+    }
+
     fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
         let mut bytes = [0; DIGEST_LEN_MAX];
         for (to, from) in bytes.iter_mut().zip(hash) {

@@ -100,6 +100,24 @@ impl SpanTable {
         restarts.table(&digests).map_err(ZtocError::Spans)
     }
 
+    /// Spans that a table has given before, as somebody kept them.
+    pub fn from_spans(spans: Vec<Span>, compressed_len: u64) -> Result<Self, SpanError> {
+        check(&spans)?;
+        let mut output = 0;
+        for (number, span) in spans.iter().enumerate() {
+            let start = span.uncompressed.start.0;
+            if number == 0 && start > 0 {
+                return Err(SpanError::Start { output: start });
+            }
+            let abuts = start == output && span.compressed.end.0 <= compressed_len;
+            if !abuts || span.uncompressed.end.0 < start {
+                return Err(SpanError::NonMonotonic { span: number });
+            }
+            output = span.uncompressed.end.0;
+        }
+        Ok(Self { spans, compressed_len })
+    }
+
     /// Check a zTOC's spans. The windows' places are those within its `checkpoints`.
     pub(crate) fn of(ztoc: &Ztoc) -> Result<Self, SpanError> {
         let restarts = Restarts {
