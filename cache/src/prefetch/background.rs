@@ -21,6 +21,9 @@ const SMALL_BYTES: u64 = 512 << 20;
 const SPANS_SMALL: usize = 6;
 /// Spans under way while a reader waits: its inflation must not wait behind others.
 const SPANS_WAITING: usize = 1;
+/// How long nothing but a trickle is fetched in the background after an image was opened, unless
+/// somebody reads: the first read of all must find the link and the cores free.
+const GRACE: Duration = Duration::from_millis(300);
 /// Spans under way right after a read: more takes cores and link from the program that starts.
 const SPANS_BUSY: usize = 2;
 /// Spans under way when nobody has read for a while, then for long.
@@ -38,6 +41,8 @@ pub(crate) struct Pace {
     options: Background,
     small: bool,
     traced: bool,
+    /// When it was first asked.
+    opened: Option<Instant>,
     last_read: Option<Instant>,
     retry_delay: Duration,
     retry_at: Option<Instant>,
@@ -52,6 +57,7 @@ impl Pace {
             options,
             small: compressed_bytes <= SMALL_BYTES,
             traced,
+            opened: None,
             last_read: None,
             retry_delay: RETRY_DELAY,
             retry_at: None,
@@ -78,9 +84,13 @@ impl Pace {
     }
 
     /// Spans that may be under way now, with `waiting` readers waiting.
-    pub(crate) fn spans_max(&self, now: Instant, waiting: usize) -> usize {
+    pub(crate) fn spans_max(&mut self, now: Instant, waiting: usize) -> usize {
         if self.options == Background::Off || self.retry_at.is_some_and(|at| now < at) {
             return 0;
+        }
+        let opened = *self.opened.get_or_insert(now);
+        if self.last_read.is_none() && now.saturating_duration_since(opened) < GRACE {
+            return SPANS_WAITING;
         }
         let idle = self.last_read.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         match idle {
@@ -132,6 +142,17 @@ mod tests {
         check(large, false, 600, 1, 1);
         check(large, false, 6000, 0, SPANS_LONG_IDLE);
         assert_eq!(Pace::new(Background::Off, 0, false).spans_max(start, 0), 0);
+    }
+
+    #[test]
+    fn leaves_the_first_read_the_link() {
+        let mut pace = Pace::new(ON, 1 << 20, false);
+        let start = Instant::now();
+        assert_eq!(pace.spans_max(start, 0), SPANS_WAITING);
+        assert_eq!(pace.spans_max(start + GRACE, 0), SPANS_SMALL);
+        let mut read = Pace::new(ON, 1 << 20, false);
+        read.handle_read(start);
+        assert_eq!(read.spans_max(start, 0), SPANS_SMALL);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! In this order: the neighbours of what is read, the trace of an earlier start, the predicted start
 //! set, then the rest of the image behind the last miss.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use spanfs_fetch::Priority;
@@ -36,6 +36,8 @@ pub(crate) struct Plan {
     span_count: usize,
     /// Trace and start set, in order.
     expected: VecDeque<Place>,
+    /// Spans of the trace: reading them is no surprise that says anything of their neighbours.
+    traced: HashSet<Place>,
     near: VecDeque<Place>,
     neighbours: Neighbours,
     pace: Pace,
@@ -56,6 +58,7 @@ impl Plan {
             span_count: layers.iter().map(Vec::len).sum(),
             layers,
             expected: VecDeque::new(),
+            traced: trace.iter().copied().collect(),
             near: VecDeque::new(),
             neighbours: Neighbours::default(),
             pace: Pace::new(background, bytes, !trace.is_empty()),
@@ -78,6 +81,9 @@ impl Plan {
     pub(crate) fn handle_touch(&mut self, place: Place, missed: bool, now: Instant) {
         let (layer, span) = place;
         self.pace.handle_read(now);
+        if self.traced.contains(&place) {
+            return;
+        }
         if missed {
             self.cursor = (layer, span + 1);
             self.passed = 0;
