@@ -210,6 +210,37 @@ pub struct ResolvedImage {
     pub index: Option<(RawManifest, Index)>,
 }
 
+/// One image of a platform, all but its config.
+#[derive(Clone, Debug)]
+pub struct ChosenImage {
+    /// See [`ResolvedImage::descriptor`].
+    pub descriptor: Descriptor,
+    /// See [`ResolvedImage::manifest_bytes`].
+    pub manifest_bytes: Bytes,
+    /// See [`ResolvedImage::manifest`].
+    pub manifest: Manifest,
+    /// See [`ResolvedImage::index`].
+    pub index: Option<(RawManifest, Index)>,
+}
+
+impl ChosenImage {
+    /// The image with its config, which must fit its manifest.
+    pub fn with_config(
+        self,
+        (config_bytes, config): (Bytes, ImageConfig),
+        image: &ImageRef,
+    ) -> Result<ResolvedImage, SourceError> {
+        let Self { descriptor, manifest_bytes, manifest, index } = self;
+        let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids().len());
+        if layers != diff_ids {
+            let what = format!("config {} of {image}", manifest.config.digest);
+            let expected = format!("a diffID for each of {layers} layers");
+            return Err(SourceError::Corrupt { what, expected, found: diff_ids.to_string() });
+        }
+        Ok(ResolvedImage { descriptor, manifest_bytes, manifest, config_bytes, config, index })
+    }
+}
+
 impl ResolvedImage {
     /// Descriptors of its layers, the lowest first.
     pub fn layers(&self) -> &[Descriptor] {
@@ -280,6 +311,13 @@ impl Source {
 
     /// The image for a platform, with its manifest and config.
     pub async fn resolve(&self, platform: &Platform) -> Result<ResolvedImage, SourceError> {
+        let chosen = self.choose(platform).await?;
+        let config = self.config(&chosen.manifest).await?;
+        chosen.with_config(config, &self.image)
+    }
+
+    /// The manifest for a platform; its config is a matter of another round trip, [`Self::config`].
+    pub async fn choose(&self, platform: &Platform) -> Result<ChosenImage, SourceError> {
         let mut raw = self.named().await?;
         let mut index = None;
         for _ in 0..DEPTH_MAX {
@@ -288,7 +326,14 @@ impl Source {
                 .map_err(|source| SourceError::Document { what, source })?;
             match document {
                 Document::Manifest(manifest) => {
-                    return self.with_config(raw, manifest, index).await;
+                    let media_type = match raw.media_type.as_str() {
+                        "" => media_type::MANIFEST,
+                        told => told,
+                    };
+                    let descriptor =
+                        Descriptor::new(media_type, raw.digest, raw.bytes.len() as u64);
+                    let manifest_bytes = raw.bytes;
+                    return Ok(ChosenImage { descriptor, manifest_bytes, manifest, index });
                 }
                 Document::Index(found) => {
                     let chosen = found.select(platform).cloned();
@@ -308,28 +353,13 @@ impl Source {
         })
     }
 
-    async fn with_config(
-        &self,
-        raw: RawManifest,
-        manifest: Manifest,
-        index: Option<(RawManifest, Index)>,
-    ) -> Result<ResolvedImage, SourceError> {
-        let config_bytes = self.blob_bytes(&manifest.config, CONFIG_LEN_MAX).await?;
-        let what = format!("config {} of {}", manifest.config.digest, self.image);
-        let config = ImageConfig::parse(&config_bytes)
-            .map_err(|source| SourceError::Document { what: what.clone(), source })?;
-        let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids().len());
-        if layers != diff_ids {
-            let expected = format!("a diffID for each of {layers} layers");
-            return Err(SourceError::Corrupt { what, expected, found: diff_ids.to_string() });
-        }
-        let media_type = match raw.media_type.as_str() {
-            "" => media_type::MANIFEST,
-            told => told,
-        };
-        let descriptor = Descriptor::new(media_type, raw.digest, raw.bytes.len() as u64);
-        let manifest_bytes = raw.bytes;
-        Ok(ResolvedImage { descriptor, manifest_bytes, manifest, config_bytes, config, index })
+    /// The config that a manifest names, as it is and read.
+    pub async fn config(&self, manifest: &Manifest) -> Result<(Bytes, ImageConfig), SourceError> {
+        let bytes = self.blob_bytes(&manifest.config, CONFIG_LEN_MAX).await?;
+        let what = || format!("config {} of {}", manifest.config.digest, self.image);
+        let config = ImageConfig::parse(&bytes)
+            .map_err(|source| SourceError::Document { what: what(), source })?;
+        Ok((bytes, config))
     }
 
     fn no_platform(&self, wanted: &Platform, index: &Index) -> SourceError {
