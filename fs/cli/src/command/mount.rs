@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
 
+use rustix::process::geteuid;
 use serde_json::{Value, json};
 use spanfs_mount::overlay::Upper;
+use spanfs_mount::transport::fuse3::Privilege;
+use spanfs_mount::{MounterOptions, record};
 use tempfile::TempDir;
 
 use crate::arguments::Mount;
@@ -69,12 +72,27 @@ fn check_directory(directory: &Path) -> Result<PathBuf, Failure> {
         Failure::io(attempted.clone(), &error).advise(format!("mkdir -p {}", directory.display()))
     };
     let directory = directory.canonicalize().map_err(failed)?;
-    let mut entries = fs::read_dir(&directory).map_err(failed)?;
-    if entries.next().is_some() {
+    let is_empty = || Ok(fs::read_dir(&directory).map_err(failed)?.next().is_none());
+    // What a killed process showed there stands in nobody's way.
+    if !is_empty()? && (!recover_dead()? || !is_empty()?) {
         let reason = "the directory is not empty, and the mount would hide what is in it";
         return Err(Failure::new(Code::Failed, attempted, reason));
     }
     Ok(directory)
+}
+
+/// Take away dead mounts; true if there were any.
+fn recover_dead() -> Result<bool, Failure> {
+    let attempted = "looking for dead mounts";
+    let privilege = if geteuid().is_root() { Privilege::Root } else { Privilege::User };
+    let records = MounterOptions::new(state_directory()?).records();
+    let recovered = record::recover(&records, privilege);
+    Ok(!recovered.map_err(|error| Failure::io(attempted, &error))?.is_empty())
+}
+
+/// Where records of mounts are kept.
+fn state_directory() -> Result<PathBuf, Failure> {
+    Ok(runtime::directory()?.join("mounts"))
 }
 
 fn serve(
@@ -93,8 +111,7 @@ fn serve(
     let mut session = Session::open(&arguments.image, only, keeping, &reaching, output)?;
     // Nothing was mounted so far, and a signal could simply end us; from here on it may not.
     orderly.begin();
-    let mut mounting =
-        Mounting::of(directory, arguments.show.front, runtime::directory()?.join("mounts"));
+    let mut mounting = Mounting::of(directory, arguments.show.front, state_directory()?);
     mounting.bare_layer = arguments.layer.is_some();
     let changes = arguments.rw.then(|| Changes::make(&keeping.cache_dir)).transpose()?;
     mounting.upper = changes.as_ref().map(Changes::upper);
