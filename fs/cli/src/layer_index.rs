@@ -4,7 +4,9 @@
 //! below, as containerd's applier gives it them; a tar alone can't tell them. The index of such a
 //! layer depends on what lies below, and is kept by that as well.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,16 +16,19 @@ use spanfs_layer::erofs::{self, DataCopy, Device};
 use spanfs_layer::tree::{NodeKind, Tree, TreeOptions, Whiteouts};
 use spanfs_layer::{Digest, Kind, Record, UncompressedOffset};
 use spanfs_mount::Layer as MountLayer;
+use tempfile::NamedTempFile;
 
 use crate::image::{ImageError, Layers, OpenLayer, replace};
+use crate::later::Later;
 use crate::mounted::ShowError;
 use crate::side_by_side::{cores, side_by_side};
 
 /// What is to be known of a kept index. Changing it makes older ones be made anew.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Note {
     format: u32,
     digest: Digest,
+    stamp: Stamp,
     data_len: u64,
     /// From, to, whereto.
     copies: Vec<(u64, u64, u64)>,
@@ -31,23 +36,37 @@ struct Note {
     implied: bool,
 }
 
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
-/// Layers with their indexes, made side by side where they are not kept in `directory`.
+/// Inode, length and times of an index. While they stay, nobody wrote to it: it is what we made, and
+/// need not be read to know that.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp([i64; 6]);
+
+impl Stamp {
+    fn of(meta: &fs::Metadata) -> Self {
+        let (ino, size) = (meta.ino().cast_signed(), meta.size().cast_signed());
+        Self([ino, size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()])
+    }
+}
+
+/// Layers with their indexes, made side by side where they are not kept in `directory`. They can be
+/// shown before they are on the disk for good, which `later` sees to.
 pub(crate) fn indexed(
     layers: &Layers,
     bare_layer: bool,
     directory: &Path,
+    later: &Later,
 ) -> Result<Vec<MountLayer>, ShowError> {
     fs::create_dir_all(directory)
         .map_err(|source| ShowError::State { path: directory.to_owned(), source })?;
     let made = side_by_side(&layers.layers, cores(), |number, layer| {
         let alone = Plan::alone(layer, number == 0 && !bare_layer);
-        let (path, note) = alone.index(directory)?;
+        let (path, note) = alone.index(directory, Some(later))?;
         if number == 0 || !note.implied {
             return Ok(mount_layer(layer, path, &note));
         }
-        let (path, note) = alone.over(&layers.below(number)).index(directory)?;
+        let (path, note) = alone.over(&layers.below(number)).index(directory, Some(later))?;
         Ok(mount_layer(layer, path, &note))
     });
     made.into_iter().collect()
@@ -83,12 +102,12 @@ pub fn index_layer(
     fs::create_dir_all(directory)
         .map_err(|source| ShowError::State { path: directory.to_owned(), source })?;
     let alone = Plan::alone(layer, lowest);
-    let (path, note) = alone.index(directory)?;
+    let (path, note) = alone.index(directory, None)?;
     if lowest || !note.implied {
         return Ok(mount_layer(layer, path, &note));
     }
     let described = below(&implied(&layer.tree(alone.options())?));
-    let (path, note) = alone.with(described).index(directory)?;
+    let (path, note) = alone.with(described).index(directory, None)?;
     Ok(mount_layer(layer, path, &note))
 }
 
@@ -134,17 +153,29 @@ impl<'a> Plan<'a> {
         TreeOptions { whiteouts: self.whiteouts, ..TreeOptions::default() }
     }
 
-    fn index(&self, directory: &Path) -> Result<(PathBuf, Note), ShowError> {
+    fn index(&self, directory: &Path, later: Option<&Later>) -> Result<(PathBuf, Note), ShowError> {
         let path = directory.join(&self.key);
         let note_path = path.with_extension("json");
-        let note = match kept(&path, &note_path) {
-            Some(note) => note,
-            None => self.make(&path, &note_path)?,
+        if let Some(note) = kept(&path, &note_path) {
+            return Ok((path, note));
+        }
+        let (note, bytes) = self.make()?;
+        let file = write(&path, &bytes)
+            .map_err(|source| ShowError::State { path: path.clone(), source })?;
+        let sealing = note.clone();
+        let work = move || {
+            if let Err(error) = seal(&file, sealing, &note_path) {
+                tracing::warn!(note = %note_path.display(), %error, "an index is not kept");
+            }
         };
+        match later {
+            Some(later) => later.add(work),
+            None => work(),
+        }
         Ok((path, note))
     }
 
-    fn make(&self, path: &Path, note_path: &Path) -> Result<Note, ShowError> {
+    fn make(&self) -> Result<(Note, Vec<u8>), ShowError> {
         let digest = self.layer.descriptor.digest;
         let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
         let options = self.options();
@@ -166,23 +197,35 @@ impl<'a> Plan<'a> {
         let note = Note {
             format: FORMAT,
             digest: Digest::of(&index.bytes),
+            stamp: Stamp::default(),
             data_len: index.data_lens.first().copied().unwrap_or(device.len),
             copies: copies.map(|it| (it.from.start.0, it.from.end.0, it.to.0)).collect(),
             implied,
         };
-        let text = serde_json::to_vec(&note).unwrap_or_default();
-        replace(path, &index.bytes)
-            .and_then(|()| replace(note_path, &text))
-            .map_err(|source| ShowError::State { path: path.to_owned(), source })?;
-        Ok(note)
+        Ok((note, index.bytes))
     }
 }
 
 /// The kernel gets no index that is not byte for byte what we wrote.
 fn kept(path: &Path, note_path: &Path) -> Option<Note> {
     let note: Note = serde_json::from_slice(&fs::read(note_path).ok()?).ok()?;
-    let sound = note.format == FORMAT && Digest::of(&fs::read(path).ok()?) == note.digest;
-    sound.then_some(note)
+    let sealed = || Some(Stamp::of(&fs::metadata(path).ok()?) == note.stamp);
+    let equal = || Some(Digest::of(&fs::read(path).ok()?) == note.digest);
+    (note.format == FORMAT && (sealed()? || equal()?)).then_some(note)
+}
+
+/// Write an index whole; not yet on the disk for good.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut fresh = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+    fresh.write_all(bytes)?;
+    fresh.persist(path).map_err(|error| error.error)
+}
+
+/// Bring an index to the disk, then say what it looks like.
+fn seal(file: &File, note: Note, note_path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    let note = Note { stamp: Stamp::of(&file.metadata()?), ..note };
+    replace(note_path, &serde_json::to_vec(&note)?)
 }
 
 fn mount_layer(layer: &OpenLayer, index: PathBuf, note: &Note) -> MountLayer {

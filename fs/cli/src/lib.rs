@@ -14,6 +14,7 @@
 
 pub mod image;
 pub mod index;
+mod later;
 pub mod layer_index;
 pub mod mounted;
 mod side_by_side;

@@ -18,6 +18,7 @@ use spanfs_mount::{
 };
 
 use crate::image::{ImageError, Layers, OpenLayer};
+use crate::later::Later;
 use crate::layer_index::indexed;
 
 /// How layers are shown.
@@ -76,6 +77,7 @@ pub struct Mounted {
     choice: Choice,
     layers: Layers,
     since: Instant,
+    later: Later,
 }
 
 /// Show layers at `mount_point`.
@@ -105,6 +107,7 @@ pub fn show(
         choice,
         layers: layers.clone(),
         since: Instant::now(),
+        later: Later::default(),
     };
     mounted.mount(mount_point, options)?;
     Ok(mounted)
@@ -115,7 +118,8 @@ impl Mounted {
         let mounter = &self._mounter;
         match self.choice.front {
             Front::Erofs => {
-                let layers = indexed(&self.layers, options.bare_layer, &options.indexes)?;
+                let layers =
+                    indexed(&self.layers, options.bare_layer, &options.indexes, &self.later)?;
                 self.mount = Some(match (&layers[..], options.bare_layer) {
                     ([layer], true) => mounter.layer(layer, mount_point)?,
                     _ => {

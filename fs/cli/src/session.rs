@@ -40,7 +40,12 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
-    pub(crate) fn find(asked: &arguments::Image, reaching: &Reaching) -> Result<Self, Failure> {
+    /// `cache_dir`: where layers will be opened, if they will.
+    pub(crate) fn find(
+        asked: &arguments::Image,
+        reaching: &Reaching,
+        cache_dir: Option<&Path>,
+    ) -> Result<Self, Failure> {
         let attempted = || format!("finding the image {}", asked.image);
         let failed = |error: ImageError| image_failure(attempted(), &error);
         let name: ImageRef = asked.image.parse().map_err(|error| {
@@ -53,8 +58,8 @@ impl Reached {
             })?,
         };
         let images = Images::start(images_options(reaching)).map_err(failed)?;
-        let image = images.find(&name, &platform).map_err(failed)?;
-        let discovery = images.discover(&image);
+        let (image, discovery) =
+            images.find_indexed(&name, &platform, cache_dir).map_err(failed)?;
         if let Discovery::None { reason } = &discovery {
             tracing::info!(image = %name, reason, "no SOCI index");
         }
@@ -106,7 +111,7 @@ impl Session {
         reaching: &Reaching,
         output: &Output,
     ) -> Result<Self, Failure> {
-        let reached = Reached::find(asked, reaching)?;
+        let reached = Reached::find(asked, reaching, Some(&keeping.cache_dir))?;
         let attempted = || format!("opening the layers of {}", asked.image);
         let failed = |error: ImageError| image_failure(attempted(), &error);
         let mut options = CacheOptions::new(keeping.cache_dir.clone(), keeping.threads);
@@ -179,18 +184,23 @@ impl Session {
             show_failure(format!("mounting {} at {place}", self.reached.name), &error)
         })?;
         self.mounted = Some(mounted);
-        if !asked.bare_layer {
-            self.expect_start(&asked.command);
+        let expected = !asked.bare_layer && self.expect_start(&asked.command);
+        if !expected {
+            self.layers.forget_tocs();
         }
         Ok(())
     }
 
     /// Fetch what the image's program will probably read, on a thread of its own. A guess: what goes
-    /// wrong here costs only time.
-    fn expect_start(&self, command: &[String]) {
+    /// wrong here costs only time. False where there is nothing to guess.
+    fn expect_start(&self, command: &[String]) -> bool {
         let Some(prefetch) = self.prefetch.clone().filter(|it| it.status().trace_runs == 0) else {
-            return;
+            return false;
         };
+        let config = start_config(self.config(), command);
+        if config.entrypoint.is_empty() && config.cmd.is_empty() {
+            return false;
+        }
         // The prefetcher counts lazy layers alone, the tree all of them.
         let opened = &self.layers.layers;
         let lazy: Vec<Option<usize>> = opened
@@ -202,9 +212,10 @@ impl Session {
             })
             .collect();
         let layers = self.layers.clone();
-        let config = start_config(self.config(), command);
         let work = move || {
-            let Ok(tree) = layers.merged() else { return };
+            let tree = layers.merged();
+            layers.forget_tocs();
+            let Ok(tree) = tree else { return };
             let contents: Vec<_> = layers.layers.iter().map(|it| it.content.clone()).collect();
             let set = StartSet::new(Arc::new(tree), config, StartSetOptions::default());
             drive(set, &contents, START_SET_TIME_MAX, |wanted| {
@@ -215,7 +226,9 @@ impl Session {
         };
         if let Err(error) = std::thread::Builder::new().name("start-set".into()).spawn(work) {
             tracing::warn!(%error, "the start set is not predicted");
+            return false;
         }
+        true
     }
 
     pub(crate) fn status(&self) -> Option<MountStatus> {

@@ -22,7 +22,7 @@ pub(crate) fn index(arguments: &Index, output: &Output) -> Result<(), Failure> {
     let facts = Facts::gather();
     let reaching = settings::reaching(&arguments.image.access, &facts)?;
     let target = arguments.output.as_deref().map(target).transpose()?;
-    let reached = Reached::find(&arguments.image, &reaching)?;
+    let reached = Reached::find(&arguments.image, &reaching, None)?;
     let options = IndexOptions {
         span_size: arguments.span_size.0,
         layer_bytes_min: arguments.min_layer_size.0,

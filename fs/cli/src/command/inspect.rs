@@ -17,7 +17,7 @@ const ZTOC_LEN_MAX: u64 = 1 << 30;
 
 pub(crate) fn inspect(arguments: &Inspect, output: &Output) -> Result<(), Failure> {
     let reaching = settings::reaching(&arguments.image.access, &Facts::gather())?;
-    let reached = Reached::find(&arguments.image, &reaching)?;
+    let reached = Reached::find(&arguments.image, &reaching, None)?;
     match &arguments.layer {
         None => {
             let image = image(&reached);

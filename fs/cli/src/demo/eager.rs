@@ -32,7 +32,7 @@ pub(super) fn start(stages: &Stages<'_>, reaching: &Reaching) -> Result<Started,
         registry.reset_stats();
     }
     let since = Instant::now();
-    let reached = Reached::find(stages.asked, reaching)?;
+    let reached = Reached::find(stages.asked, reaching, None)?;
     let image = &reached.image;
     let bytes = image.compressed_bytes();
     let mut bar = stages.output.bar("download and unpack, then start", bytes);

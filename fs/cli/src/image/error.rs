@@ -48,6 +48,15 @@ pub enum ImageError {
         #[source]
         source: FetchError,
     },
+    /// A zTOC's bytes could not be had.
+    #[error("fetching zTOC {ztoc}")]
+    FetchZtoc {
+        /// zTOC.
+        ztoc: Digest,
+        /// What the source said.
+        #[source]
+        source: FetchError,
+    },
     /// The cache.
     #[error(transparent)]
     Cache(CacheError),
@@ -61,7 +70,7 @@ impl ImageError {
     pub fn class(&self) -> Class {
         match self {
             Self::Source(error) => error.class(),
-            Self::Fetch { source, .. } => source.class(),
+            Self::Fetch { source, .. } | Self::FetchZtoc { source, .. } => source.class(),
             Self::NotFound(_) => Class::Gone,
             Self::Disk { source, .. } => match source.kind() {
                 std::io::ErrorKind::PermissionDenied => Class::Refused,

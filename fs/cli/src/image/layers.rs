@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use spanfs_cache::build::BuildOptions;
-use spanfs_cache::{Cache, Content, Layer, LayerSpec, Origin, WholeSpec, WholeToc};
+use spanfs_cache::{Cache, Content, KnownLayer, Layer, LayerSpec, Origin, WholeSpec, WholeToc};
 use spanfs_fetch::{Blob, Source};
 use spanfs_layer::oci::Descriptor;
 use spanfs_layer::tree::{Tree, TreeBuilder, TreeOptions};
@@ -13,13 +13,13 @@ use spanfs_layer::ztoc::View;
 use spanfs_layer::{Digest, Record};
 
 use super::shelf::Shelf;
+use super::toc::{self, Toc};
+use super::whole::WholeRead;
 use super::{Discovery, Image, ImageError, Images};
 use crate::side_by_side::{cores, side_by_side};
 
 /// Layers fetched whole at once: as many as container engines do.
 const WHOLE_LAYERS_MAX: usize = 3;
-/// zTOCs are a hundredth of their layer; this is one of a layer that nobody has.
-const ZTOC_LEN_MAX: u64 = 1 << 30;
 
 /// How a layer comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub struct OpenLayer {
 /// Where a layer's entries are written down.
 #[derive(Clone)]
 pub(crate) enum LayerToc {
-    Ztoc { digest: Digest, bytes: Arc<[u8]> },
+    Ztoc(Arc<Toc>),
     Records(Arc<[Record]>),
 }
 
@@ -94,13 +94,22 @@ impl Images {
                 image.source.image()
             )));
         }
-        let ztocs = self.ztocs(image, discovery, &wanted, source.directory)?;
+        let shelf = Shelf::open(source.directory)?;
+        let known = wanted.iter().map(|(descriptor, diff_id)| {
+            known(image, discovery, descriptor, *diff_id, &shelf, source.cache)
+        });
+        let known = known.collect::<Result<Vec<_>, _>>()?;
+        let unknown = wanted.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let unknown: Vec<_> = unknown.map(|(wanted, _)| wanted.clone()).collect();
+        let ztocs = self.ztocs(image, discovery, &unknown, source.directory)?;
         // One thread waits for one layer; the engine spreads them over its connections.
-        let opened = side_by_side(&wanted, WHOLE_LAYERS_MAX, |number, (descriptor, diff_id)| {
+        let opened = side_by_side(&unknown, WHOLE_LAYERS_MAX, |number, (descriptor, diff_id)| {
             let ztoc = ztocs.get(number).cloned().flatten();
             self.open_layer(&image.source, descriptor, *diff_id, ztoc, source)
         });
-        let layers = opened.into_iter().collect::<Result<_, _>>()?;
+        let mut opened = opened.into_iter();
+        let either = |known: Option<OpenLayer>| known.map(Ok).or_else(|| opened.next());
+        let layers = known.into_iter().filter_map(either).collect::<Result<_, _>>()?;
         Ok(Layers { layers })
     }
 
@@ -124,20 +133,35 @@ impl Images {
             };
             let how = if named.is_some() { How::Indexed } else { How::Kept };
             if let (Some(named), None) = (named, &kept) {
-                let (place, named) = (image.source.clone(), named.clone());
-                let digest = named.digest;
-                let task = async move { place.blob_bytes(&named, ZTOC_LEN_MAX).await };
-                fetching.push((number, digest, self.runtime().spawn(task)));
+                fetching.push((number, named, image.early.take(&image.source, named)?));
             }
             ztocs.push(kept.map(|(digest, bytes)| Ztoc { digest, bytes, how }));
         }
-        for (number, digest, task) in fetching {
-            let fetched = self.runtime().block_on(task);
-            let bytes = fetched.map_err(|error| ImageError::Start(Box::new(error)))??;
-            shelf.keep(&digest, &bytes);
-            ztocs[number] = Some(Ztoc { digest, bytes: bytes[..].into(), how: How::Indexed });
+        for (number, named, read) in fetching {
+            let (digest, bytes) = (named.digest, self.fetched_ztoc(image, named, read)?);
+            let (shelf, kept) = (shelf.clone(), Arc::clone(&bytes));
+            self.later.add(move || shelf.keep(&digest, &kept));
+            ztocs[number] = Some(Ztoc { digest, bytes, how: How::Indexed });
         }
         Ok(ztocs)
+    }
+
+    fn fetched_ztoc(
+        &self,
+        image: &Image,
+        named: &Descriptor,
+        read: WholeRead,
+    ) -> Result<Arc<[u8]>, ImageError> {
+        let digest = named.digest;
+        let whole = toc::fetched(read, digest)?;
+        if whole.digest == digest {
+            return Ok(whole.bytes);
+        }
+        // The engine does not look at what it brings; who asks for the whole goes from mirror to
+        // mirror until one has the right bytes.
+        tracing::warn!(ztoc = %digest, "fetched bytes have another digest; asking again");
+        let again = image.source.blob_bytes(named, named.size);
+        Ok(self.runtime().block_on(again)?[..].into())
     }
 
     /// Open one layer of the image at `place`: by its zTOC, or whole where there is none.
@@ -150,10 +174,10 @@ impl Images {
         source: &LayerSource<'_>,
     ) -> Result<OpenLayer, ImageError> {
         let blob = place.blob(descriptor)?;
-        if let Some(ztoc) = ztoc {
-            return lazy(source.cache, descriptor, diff_id, ztoc, blob);
-        }
         let shelf = Shelf::open(source.directory)?;
+        if let Some(ztoc) = ztoc {
+            return lazy(source.cache, descriptor, diff_id, ztoc, blob, shelf);
+        }
         let whole = source.cache.whole(WholeSpec {
             blob,
             diff_id: Some(diff_id),
@@ -172,7 +196,8 @@ impl Images {
                     Origin::Blob => How::Whole,
                     Origin::Disk => How::Kept,
                 };
-                spanned(descriptor, layer, Ztoc { digest, bytes: ztoc, how })
+                let toc = Toc::new(digest, shelf, None, Some(ztoc));
+                spanned(descriptor, layer, toc, how)
             }
             WholeToc::Never { content, reason } => OpenLayer {
                 descriptor: descriptor.clone(),
@@ -216,30 +241,50 @@ impl Ztoc {
     }
 }
 
+/// A layer by what earlier runs kept of it and of its zTOC; `None` if that is not all there.
+fn known(
+    image: &Image,
+    discovery: &Discovery,
+    descriptor: &Descriptor,
+    diff_id: Digest,
+    shelf: &Shelf,
+    cache: &Cache,
+) -> Result<Option<OpenLayer>, ImageError> {
+    let named = discovery.index().and_then(|index| index.ztoc(&descriptor.digest));
+    let (how, digest) = match named {
+        Some(named) => (How::Indexed, Some(named.digest)),
+        None => (How::Kept, shelf.digest_of_layer(&descriptor.digest)),
+    };
+    let Some(digest) = digest.filter(|digest| shelf.has(digest)) else { return Ok(None) };
+    let blob = image.source.blob(descriptor)?;
+    let known = KnownLayer { diff_id: Some(diff_id), blob, ztoc_digest: digest };
+    let Some(layer) = cache.known_layer(known)? else { return Ok(None) };
+    let blob = named.map(|named| image.source.blob(named)).transpose()?;
+    Ok(Some(spanned(descriptor, layer, Toc::new(digest, shelf.clone(), blob, None), how)))
+}
+
 fn lazy(
     cache: &Cache,
     descriptor: &Descriptor,
     diff_id: Digest,
     ztoc: Ztoc,
     blob: Arc<dyn Blob>,
+    shelf: Shelf,
 ) -> Result<OpenLayer, ImageError> {
-    let spec = LayerSpec {
-        diff_id: Some(diff_id),
-        blob,
-        ztoc_digest: ztoc.digest,
-        ztoc: Arc::clone(&ztoc.bytes),
-    };
-    Ok(spanned(descriptor, cache.layer(spec)?, ztoc))
+    let Ztoc { digest, bytes, how } = ztoc;
+    let spec =
+        LayerSpec { diff_id: Some(diff_id), blob, ztoc_digest: digest, ztoc: Arc::clone(&bytes) };
+    let toc = Toc::new(digest, shelf, None, Some(bytes));
+    Ok(spanned(descriptor, cache.layer(spec)?, toc, how))
 }
 
-fn spanned(descriptor: &Descriptor, layer: Arc<Layer>, ztoc: Ztoc) -> OpenLayer {
-    let Ztoc { digest, bytes, how } = ztoc;
+fn spanned(descriptor: &Descriptor, layer: Arc<Layer>, toc: Toc, how: How) -> OpenLayer {
     OpenLayer {
         descriptor: descriptor.clone(),
         content: Arc::clone(&layer) as Arc<dyn Content>,
         spans: Some(layer),
         how,
-        toc: LayerToc::Ztoc { digest, bytes },
+        toc: LayerToc::Ztoc(Arc::new(toc)),
     }
 }
 
@@ -247,7 +292,7 @@ impl OpenLayer {
     /// Name of the layer's index: the same for the same entries at the same places.
     pub(crate) fn index_key(&self) -> String {
         match &self.toc {
-            LayerToc::Ztoc { digest, .. } => digest.hex().to_string(),
+            LayerToc::Ztoc(toc) => toc.digest.hex().to_string(),
             LayerToc::Records(_) => format!("layer-{}", self.descriptor.digest.hex()),
         }
     }
@@ -266,11 +311,12 @@ impl OpenLayer {
         let digest = self.descriptor.digest;
         let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
         let mut builder = TreeBuilder::new(options);
-        let decoded;
+        let (bytes, decoded);
         let records: &[Record] = match &self.toc {
             LayerToc::Records(records) => records,
-            LayerToc::Ztoc { bytes, .. } => {
-                let view = View::new(bytes).map_err(|error| bad(error.to_string()))?;
+            LayerToc::Ztoc(toc) => {
+                bytes = toc.bytes()?;
+                let view = View::new(&bytes).map_err(|error| bad(error.to_string()))?;
                 decoded = view.records().map_err(|error| bad(error.to_string()))?;
                 &decoded
             }
@@ -283,6 +329,15 @@ impl OpenLayer {
 }
 
 impl Layers {
+    /// The entries of the layers will not be needed soon: their memory is given back.
+    pub fn forget_tocs(&self) {
+        for layer in &self.layers {
+            if let LayerToc::Ztoc(toc) = &layer.toc {
+                toc.forget();
+            }
+        }
+    }
+
     /// Trees of all layers, built side by side.
     pub fn trees(&self, options: &TreeOptions) -> Result<Vec<Tree>, ImageError> {
         let build = |_, layer: &OpenLayer| layer.tree(options.clone());

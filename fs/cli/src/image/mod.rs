@@ -1,11 +1,14 @@
 //! One image: its documents, its SOCI index, its layers.
 
+mod early;
 mod error;
 mod layers;
 mod shelf;
 mod soci;
+mod toc;
 mod whole;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use spanfs_fetch::{
@@ -15,6 +18,11 @@ use spanfs_fetch::{
 use spanfs_layer::Digest;
 use spanfs_layer::oci::{Descriptor, Platform};
 use tokio::runtime::Runtime;
+
+use early::Early;
+use shelf::Shelf;
+
+use crate::later::Later;
 
 pub use error::ImageError;
 pub use layers::{How, LayerSource, Layers, OpenLayer, Ztoc};
@@ -36,6 +44,7 @@ pub struct Images {
     options: SourceOptions,
     engine: Arc<Engine>,
     runtime: Runtime,
+    later: Arc<Later>,
 }
 
 /// The control plane waits for networks; two threads see to a hundred hosts.
@@ -61,7 +70,7 @@ impl Images {
             pool: ReadPool::start(READERS_DEFAULT).map_err(start)?,
             runtime: runtime.handle().clone(),
         };
-        Ok(Self { options, engine, runtime })
+        Ok(Self { options, engine, runtime, later: Arc::default() })
     }
 
     /// The engine that moves the bytes.
@@ -83,7 +92,39 @@ impl Images {
     pub fn find(&self, name: &ImageRef, platform: &Platform) -> Result<Image, ImageError> {
         let source = self.source(name)?;
         let documents = self.runtime.block_on(source.resolve(platform))?;
-        Ok(Image { source, documents })
+        Ok(Image { source, documents, early: Early::default() })
+    }
+
+    /// Find an image and its SOCI index, in as few round trips as it takes.
+    ///
+    /// With `directory`, zTOCs that are not kept below it are asked for as soon as the index names
+    /// them, for [`Self::open_layers`] to find under way.
+    pub fn find_indexed(
+        &self,
+        name: &ImageRef,
+        platform: &Platform,
+        directory: Option<&Path>,
+    ) -> Result<(Image, Discovery), ImageError> {
+        let source = self.source(name)?;
+        let shelf = directory.map(Shelf::open).transpose()?;
+        let early = Early::default();
+        let (documents, discovery) = self.runtime.block_on(async {
+            let chosen = source.choose(platform).await?;
+            let search = Search::default();
+            let index = async {
+                let digest = &chosen.descriptor.digest;
+                let found = soci::discover(&source, &chosen.manifest, digest, &search).await;
+                if let Some(shelf) = &shelf {
+                    early.start(&source, &chosen.manifest, &found, shelf);
+                }
+                found
+            };
+            // The first takes the connection that is there: more hangs on the index.
+            let (discovery, config) = tokio::join!(index, source.config(&chosen.manifest));
+            let documents = chosen.with_config(config?, name)?;
+            Ok::<_, ImageError>((documents, discovery))
+        })?;
+        Ok((Image { source, documents, early }, discovery))
     }
 }
 
@@ -93,6 +134,7 @@ pub struct Image {
     pub source: Source,
     /// What it says of itself.
     pub documents: ResolvedImage,
+    early: Early,
 }
 
 impl Image {

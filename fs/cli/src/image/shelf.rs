@@ -15,6 +15,7 @@ use spanfs_layer::Digest;
 use super::ImageError;
 
 /// Directory of small files, each replaced as a whole.
+#[derive(Clone)]
 pub(crate) struct Shelf {
     ztocs: PathBuf,
 }
@@ -27,6 +28,11 @@ impl Shelf {
         Ok(Self { ztocs })
     }
 
+    /// Whether a zTOC is here, sound or not.
+    pub(crate) fn has(&self, digest: &Digest) -> bool {
+        self.ztocs.join(digest.hex().to_string()).exists()
+    }
+
     /// A zTOC that is here and sound.
     pub(crate) fn ztoc(&self, digest: &Digest) -> Option<Arc<[u8]>> {
         let bytes = fs::read(self.ztocs.join(digest.hex().to_string())).ok()?;
@@ -37,10 +43,14 @@ impl Shelf {
         sound.then(|| bytes.into())
     }
 
-    /// The zTOC that an earlier pass over a layer has left.
+    /// Digest of the zTOC that an earlier pass over a layer has left.
+    pub(crate) fn digest_of_layer(&self, layer: &Digest) -> Option<Digest> {
+        fs::read_to_string(self.of_layer(layer)).ok()?.trim().parse().ok()
+    }
+
+    /// That zTOC itself.
     pub(crate) fn ztoc_of_layer(&self, layer: &Digest) -> Option<(Digest, Arc<[u8]>)> {
-        let text = fs::read_to_string(self.of_layer(layer)).ok()?;
-        let digest = text.trim().parse().ok()?;
+        let digest = self.digest_of_layer(layer)?;
         Some((digest, self.ztoc(&digest)?))
     }
 

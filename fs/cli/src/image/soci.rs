@@ -3,7 +3,9 @@
 //! Version 2 is named by the image's own manifest; version 1 refers to it, and is found through the
 //! referrers API or, where a registry has none, under the fall-back tag.
 
+use spanfs_fetch::Source;
 use spanfs_layer::Digest;
+use spanfs_layer::oci::Manifest;
 use spanfs_layer::soci::{SociIndex, Version, index_digest};
 
 use super::{Image, ImageError, Images};
@@ -63,37 +65,53 @@ impl Images {
 
     /// The same, looking only there.
     pub fn discover_by(&self, image: &Image, search: &Search) -> Discovery {
-        self.runtime.block_on(discover(image, search)).unwrap_or_else(|error| Discovery::None {
-            reason: format!("the SOCI index can't be used: {error}"),
-        })
+        let documents = &image.documents;
+        let (manifest, digest) = (&documents.manifest, &documents.descriptor.digest);
+        self.runtime.block_on(discover(&image.source, manifest, digest, search))
     }
 }
 
-async fn discover(image: &Image, search: &Search) -> Result<Discovery, ImageError> {
+/// Look for the SOCI index of an image by its manifest of that digest.
+pub(super) async fn discover(
+    source: &Source,
+    manifest: &Manifest,
+    digest: &Digest,
+    search: &Search,
+) -> Discovery {
+    let found = find(source, manifest, digest, search).await;
+    found.unwrap_or_else(|error| Discovery::None {
+        reason: format!("the SOCI index can't be used: {error}"),
+    })
+}
+
+async fn find(
+    source: &Source,
+    manifest: &Manifest,
+    digest: &Digest,
+    search: &Search,
+) -> Result<Discovery, ImageError> {
     if let Some(digest) = search.digest {
-        return read(image, digest, "digest").await;
+        return read(source, digest, "digest").await;
     }
-    let named = index_digest(&image.documents.manifest).filter(|_| search.annotation);
-    if let Some(text) = named {
+    if let Some(text) = index_digest(manifest).filter(|_| search.annotation) {
         let digest = text.parse().map_err(|error| {
             ImageError::Corrupt(format!("the manifest names the SOCI index {text:?}: {error}"))
         })?;
-        return read(image, digest, "annotation").await;
+        return read(source, digest, "annotation").await;
     }
     if !search.referrers {
         return Ok(Discovery::None { reason: "the image names no index".to_owned() });
     }
     let artifact_type = Version::V1.artifact_type();
-    let manifest = &image.documents.descriptor.digest;
-    let referrers = image.source.referrers(manifest, Some(artifact_type)).await?;
+    let referrers = source.referrers(digest, Some(artifact_type)).await?;
     match referrers.first() {
-        Some(found) => read(image, found.digest, "referrers").await,
+        Some(found) => read(source, found.digest, "referrers").await,
         None => Ok(Discovery::None { reason: "nobody has indexed this image".to_owned() }),
     }
 }
 
-async fn read(image: &Image, digest: Digest, by: &'static str) -> Result<Discovery, ImageError> {
-    let raw = image.source.manifest(&digest).await?;
+async fn read(source: &Source, digest: Digest, by: &'static str) -> Result<Discovery, ImageError> {
+    let raw = source.manifest(&digest).await?;
     let index = SociIndex::parse(&raw.bytes)
         .map_err(|error| ImageError::Corrupt(format!("SOCI index {digest}: {error}")))?;
     Ok(Discovery::Found { digest, index: Box::new(index), by })

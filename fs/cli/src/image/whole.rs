@@ -1,16 +1,24 @@
 //! A whole blob, front to back, with several pieces under way.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use spanfs_fetch::{Blob, FetchError, Fetched, Priority, Ticket, Want};
+use spanfs_layer::{Digest, Hasher};
 
 /// Bytes of one want: a few pieces of the engine's.
 const PIECE_LEN: u64 = 1 << 20;
 /// Wants under way at once: what eight connections carry, and one for each to go on with.
 const PIECES_MAX: usize = 16;
+/// Pieces of a blob that somebody waits for as a whole: one for each connection that prefetching may
+/// use, none so small that its round trip is most of it, none so large that a failure costs much.
+const WHOLE_CONNECTIONS: u64 = 6;
+const WHOLE_PIECE_LEN_MIN: u64 = 256 << 10;
+const WHOLE_PIECE_LEN_MAX: u64 = 4 << 20;
 /// How often a wait looks whether it is still wanted. The engine's own deadlines end it otherwise.
 const STOP_POLL: Duration = Duration::from_millis(100);
 
@@ -33,27 +41,101 @@ pub fn read_whole<E>(
     blob: &dyn Blob,
     priority: Priority,
     stop: &AtomicBool,
-    mut consume: impl FnMut(&[u8]) -> Result<(), E>,
+    consume: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<(), ReadError<E>> {
-    let mut next = 0;
-    let mut pending = VecDeque::new();
-    let result = loop {
-        while pending.len() < PIECES_MAX && next < blob.size() {
-            let end = blob.size().min(next + PIECE_LEN);
-            pending.push_back(Piece::want(blob, next..end, priority));
-            next = end;
+    Pieces::new(PIECE_LEN, priority).read(blob, stop, consume)
+}
+
+/// A blob on its way as a whole. Dropping it cancels what is left.
+pub(crate) struct WholeRead {
+    blob: Arc<dyn Blob>,
+    pieces: Pieces,
+}
+
+/// What came of a blob.
+pub(crate) struct WholeBlob {
+    pub(crate) bytes: Arc<[u8]>,
+    /// Digest that they have, by the algorithm of the one that they should have.
+    pub(crate) digest: Digest,
+}
+
+impl WholeRead {
+    /// Ask for the first pieces. Never waits.
+    pub(crate) fn start(blob: Arc<dyn Blob>) -> Self {
+        // As many pieces as there are connections for what nobody waits for span by span: a second
+        // round of requests would cost another round trip.
+        let len = blob.size().div_ceil(WHOLE_CONNECTIONS);
+        let len = len.clamp(WHOLE_PIECE_LEN_MIN, WHOLE_PIECE_LEN_MAX);
+        let mut pieces = Pieces::new(len, Priority::Prefetch);
+        pieces.ask(&*blob);
+        Self { blob, pieces }
+    }
+
+    /// Wait for all bytes.
+    pub(crate) fn finish(self) -> Result<WholeBlob, ReadError<Infallible>> {
+        let Self { blob, mut pieces } = self;
+        let mut hasher = Hasher::new(blob.digest().algorithm());
+        let mut bytes: Arc<[u8]> = Arc::default();
+        let mut at = 0;
+        let never = AtomicBool::new(false);
+        pieces.read(&*blob, &never, |piece| {
+            if at == 0 {
+                // The first piece has come: only now is the promised length worth its memory.
+                let len = usize::try_from(blob.size()).unwrap_or(0);
+                bytes = std::iter::repeat_n(0, len).collect();
+            }
+            // Hashed while the next ones are on their way.
+            hasher.update(piece);
+            let to = Arc::get_mut(&mut bytes).and_then(|all| all.get_mut(at..at + piece.len()));
+            to.unwrap_or_default().copy_from_slice(piece);
+            at += piece.len();
+            Ok(())
+        })?;
+        Ok(WholeBlob { bytes, digest: hasher.finish() })
+    }
+}
+
+/// Pieces of a blob that are under way, in order.
+struct Pieces {
+    len: u64,
+    priority: Priority,
+    next: u64,
+    pending: VecDeque<Piece>,
+}
+
+impl Pieces {
+    fn new(len: u64, priority: Priority) -> Self {
+        Self { len, priority, next: 0, pending: VecDeque::new() }
+    }
+
+    fn ask(&mut self, blob: &dyn Blob) {
+        while self.pending.len() < PIECES_MAX && self.next < blob.size() {
+            let end = blob.size().min(self.next + self.len);
+            self.pending.push_back(Piece::want(blob, self.next..end, self.priority));
+            self.next = end;
         }
-        let Some(piece) = pending.pop_front() else { break Ok(()) };
-        let fetched = match piece.wait(stop) {
-            Ok(fetched) => fetched,
-            Err(error) => break Err(error),
-        };
-        if let Err(error) = consume(fetched.data()) {
-            break Err(ReadError::Consume(error));
+    }
+
+    fn read<E>(
+        &mut self,
+        blob: &dyn Blob,
+        stop: &AtomicBool,
+        mut consume: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), ReadError<E>> {
+        loop {
+            self.ask(blob);
+            let Some(piece) = self.pending.pop_front() else { return Ok(()) };
+            let fetched = piece.wait(stop)?;
+            consume(fetched.data()).map_err(ReadError::Consume)?;
+            blob.recycle(fetched.bytes);
         }
-    };
-    pending.iter().for_each(|piece| piece.ticket.cancel());
-    result
+    }
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.pending.iter().for_each(|piece| piece.ticket.cancel());
+    }
 }
 
 struct Piece {

@@ -1,0 +1,79 @@
+//! A zTOC that is read when its entries are needed: once for each layer index, and then no more.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use spanfs_fetch::Blob;
+use spanfs_layer::Digest;
+
+use super::ImageError;
+use super::shelf::Shelf;
+use super::whole::{ReadError, WholeRead};
+
+/// The zTOC of an open layer.
+pub(crate) struct Toc {
+    pub(crate) digest: Digest,
+    shelf: Shelf,
+    /// Where it comes from, should it not be on the shelf any more.
+    blob: Option<Arc<dyn Blob>>,
+    bytes: Mutex<Option<Arc<[u8]>>>,
+}
+
+impl Toc {
+    /// One that is kept on the shelf, or about to be; `bytes` are at hand or not.
+    pub(crate) fn new(
+        digest: Digest,
+        shelf: Shelf,
+        blob: Option<Arc<dyn Blob>>,
+        bytes: Option<Arc<[u8]>>,
+    ) -> Self {
+        Self { digest, shelf, blob, bytes: Mutex::new(bytes) }
+    }
+
+    /// Its bytes, checked against its digest.
+    pub(crate) fn bytes(&self) -> Result<Arc<[u8]>, ImageError> {
+        let mut known = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = &*known {
+            return Ok(Arc::clone(bytes));
+        }
+        let bytes = match self.shelf.ztoc(&self.digest) {
+            Some(bytes) => bytes,
+            None => self.fetch()?,
+        };
+        *known = Some(Arc::clone(&bytes));
+        Ok(bytes)
+    }
+
+    /// Give the memory back, if the bytes are kept. Who needs them again reads them again.
+    pub(crate) fn forget(&self) {
+        if !self.shelf.has(&self.digest) {
+            return;
+        }
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn fetch(&self) -> Result<Arc<[u8]>, ImageError> {
+        let digest = self.digest;
+        let Some(blob) = &self.blob else {
+            return Err(ImageError::NotFound(format!("zTOC {digest} is no longer kept")));
+        };
+        let whole = fetched(WholeRead::start(Arc::clone(blob)), digest)?;
+        if whole.digest != digest {
+            let found = whole.digest;
+            return Err(ImageError::Corrupt(format!("zTOC: expected {digest}, found {found}")));
+        }
+        self.shelf.keep(&digest, &whole.bytes);
+        Ok(whole.bytes)
+    }
+}
+
+/// The end of a zTOC's fetch, its digest found but not judged.
+pub(super) fn fetched(
+    read: WholeRead,
+    ztoc: Digest,
+) -> Result<super::whole::WholeBlob, ImageError> {
+    read.finish().map_err(|error| match error {
+        ReadError::Fetch(source) => ImageError::FetchZtoc { ztoc, source },
+        ReadError::Consume(never) => match never {},
+        ReadError::Stopped => ImageError::Stopped,
+    })
+}
