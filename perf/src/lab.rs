@@ -60,6 +60,17 @@ impl Lab {
         command
     }
 
+    /// Empties the kernel's caches of everything but what a registry far away would have in its own:
+    /// the blobs of `layout`. The command itself has run before, too.
+    pub(crate) fn forget_all_but(&self, layout: &Path) -> Result<()> {
+        drop_caches()?;
+        for blob in fs::read_dir(layout.join("blobs/sha256"))? {
+            let mut blob = fs::File::open(blob?.path())?;
+            std::io::copy(&mut blob, &mut std::io::sink())?;
+        }
+        run(Command::new(&self.spanfs).arg("--version")).map(drop)
+    }
+
     /// What the registry was asked for, and when, if that is wanted.
     pub(crate) fn show_requests(&self, what: &str, stats: &Stats) {
         for it in stats.log.iter().filter(|_| self.requests) {

@@ -8,7 +8,7 @@ use spanfs_registry::Link;
 
 use super::{indexed_image, serve};
 use crate::content::Layer;
-use crate::lab::{Lab, Mounted, drop_caches, seconds};
+use crate::lab::{Lab, Mounted, seconds};
 use crate::report::{Goal, Report, Row};
 
 const RTT: Duration = Duration::from_millis(20);
@@ -30,7 +30,7 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     let value = lab.median(|| {
         let (registry, reference) = serve(&layout, link)?;
         let dir = lab.dir("first-byte")?;
-        drop_caches()?;
+        lab.forget_all_but(&layout)?;
         registry.reset_stats();
         let mounted = Mounted::new(lab, &dir, &reference, &[])?;
         let read = seconds(|| {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use spanfs_registry::Link;
 
 use super::{index, serve};
-use crate::lab::{Lab, drop_caches, run as run_command, seconds};
+use crate::lab::{Lab, run as run_command, seconds};
 use crate::report::{Goal, Report, Row};
 
 /// Bytes that come out of one compressed byte of this image, and what one core inflates a second; both
@@ -31,7 +31,7 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         let dir = lab.dir("program")?;
         let (registry, reference) = serve(&layout, Link::CLOUD)?;
         let start = || -> Result<f64> {
-            drop_caches()?;
+            lab.forget_all_but(&layout)?;
             registry.reset_stats();
             seconds(|| {
                 let said = run_command(lab.spanfs(&dir).args(["run", &reference]))?;

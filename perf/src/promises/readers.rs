@@ -9,7 +9,7 @@ use spanfs_registry::Link;
 
 use super::{indexed_image, only_layer, serve};
 use crate::content::Layer;
-use crate::lab::{Lab, Mounted, drop_caches};
+use crate::lab::{Lab, Mounted};
 use crate::report::{Goal, Report, Row};
 
 const FILES: usize = 300;
@@ -34,7 +34,7 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     let busy = lab.median(|| {
         let (registry, reference) = serve(&layout, link)?;
         let dir = lab.dir("readers")?;
-        drop_caches()?;
+        lab.forget_all_but(&layout)?;
         let mounted = Mounted::new(lab, &dir, &reference, &[])?;
         registry.reset_stats();
         let start = Instant::now();

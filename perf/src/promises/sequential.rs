@@ -8,7 +8,7 @@ use spanfs_registry::Link;
 
 use super::{indexed_image, serve};
 use crate::content::{Layer, program_like};
-use crate::lab::{Lab, Mounted, drop_caches, seconds};
+use crate::lab::{Lab, Mounted, seconds};
 use crate::report::{Goal, Report, Row};
 
 const FILE_BYTES: usize = 500 << 20;
@@ -26,7 +26,7 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         let alone = inflate_bytes_per_second()?;
         let (_registry, reference) = serve(&layout, Link::UNLIMITED)?;
         let dir = lab.dir("sequential")?;
-        drop_caches()?;
+        lab.forget_all_but(&layout)?;
         let mounted = Mounted::new(lab, &dir, &reference, &[])?;
         let took = seconds(|| {
             let mut file = File::open(mounted.root.join("big"))?;
