@@ -1,4 +1,4 @@
-//! Real peers of the tests: Debian's docker-registry and skopeo, started by us and ended by process id.
+//! Real peers of the tests: registries and skopeo, started by us and ended by process id.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -55,12 +55,21 @@ pub fn fixture(path: &str) -> PathBuf {
     repository().join("tests/fixtures").join(path)
 }
 
-/// The built `spanfs` command; `tests/run` builds it before it runs the tests.
+/// The built `spanfs` command.
 pub fn spanfs() -> PathBuf {
+    built("spanfs")
+}
+
+/// A program of ours, as `tests/run` builds it before it runs the tests. Another stands in for it
+/// where `SPANFS_TEST_PROGRAM_name` says so.
+pub fn built(program: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(format!("SPANFS_TEST_PROGRAM_{program}")) {
+        return path.into();
+    }
     let own = std::env::current_exe().expect("a test has a path");
     let profile = own.ancestors().nth(2).expect("target/PROFILE/deps/test");
-    let path = profile.join("spanfs");
-    assert!(path.exists(), "{} is not built: cargo build -p spanfs", path.display());
+    let path = profile.join(program);
+    assert!(path.exists(), "{} is not built: cargo build --workspace --bins", path.display());
     path
 }
 
@@ -129,13 +138,40 @@ impl DockerRegistry {
             .spawn()
             .expect("docker-registry starts");
         let process = Guard(child);
-        let end = Instant::now() + Duration::from_secs(20);
-        let socket: SocketAddr = address.parse().expect("an address");
-        while TcpStream::connect_timeout(&socket, Duration::from_secs(1)).is_err() {
-            assert!(Instant::now() < end, "docker-registry does not listen on {address}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_for_listener("docker-registry", &address);
         Self { _process: process, _dir: dir, address }
+    }
+}
+
+/// go-containerregistry's registry on loopback: it has the referrers API.
+pub struct ReferrersRegistry {
+    _process: Guard,
+    /// `127.0.0.1:port`.
+    pub address: String,
+}
+
+impl ReferrersRegistry {
+    /// Starts the one that `tests/peers/build` has put into `programs`.
+    pub fn start(programs: &Path) -> Self {
+        let address = format!("127.0.0.1:{}", free_port());
+        let child = Command::new(programs.join("registry"))
+            .args(["--address", &address])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("registry starts");
+        let process = Guard(child);
+        wait_for_listener("registry", &address);
+        Self { _process: process, address }
+    }
+}
+
+fn wait_for_listener(name: &str, address: &str) {
+    let end = Instant::now() + Duration::from_secs(20);
+    let socket: SocketAddr = address.parse().expect("an address");
+    while TcpStream::connect_timeout(&socket, Duration::from_secs(1)).is_err() {
+        assert!(Instant::now() < end, "{name} does not listen on {address}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -74,6 +74,20 @@ impl Cri {
         self.runtime.block_on(self.images.pull_image(patient(request))).map(drop)
     }
 
+    /// Pulls many images at once.
+    pub(crate) fn pull_all(&mut self, images: &[String]) {
+        let pulls = images.iter().map(|image| {
+            let mut service = self.images.clone();
+            let message =
+                proto::PullImageRequest { image: spec(image), auth: None, sandbox_config: None };
+            async move { service.pull_image(patient(message)).await }
+        });
+        let answers = self.runtime.block_on(futures_util::future::join_all(pulls));
+        for (image, answer) in images.iter().zip(answers) {
+            answer.unwrap_or_else(|status| panic!("pulling {image}: {status}"));
+        }
+    }
+
     /// Whether the image is known.
     pub(crate) fn has(&mut self, image: &str) -> bool {
         let request = proto::ImageRequest { image: spec(image) };

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::process::Command;
 
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
@@ -9,6 +10,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use spanfs_layer::Digest;
 use spanfs_registry::Registry;
+use spanfs_tests::peers::{run, skopeo_copy, spanfs};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -28,6 +30,7 @@ const APPLETS: &[&str] = &[
     "sh",
     "sha256sum",
     "sleep",
+    "wc",
 ];
 
 /// One layer in the making.
@@ -160,6 +163,61 @@ impl Image {
         registry.reference(repository, tag)
     }
 
+    /// Puts it into a registry with a SOCI index: version 2 as an image of its own, under the same
+    /// tag; version 1 as a referrer. Returns its reference and the digest of the index.
+    pub(crate) fn push_indexed(
+        &self,
+        registry: &Registry,
+        repository: &str,
+        format: &str,
+    ) -> (String, Digest) {
+        self.push_indexed_from(registry, repository, format, "1M")
+    }
+
+    /// [`Self::push_indexed`] with the least size of a layer that gets a zTOC.
+    pub(crate) fn push_indexed_from(
+        &self,
+        registry: &Registry,
+        repository: &str,
+        format: &str,
+        layer_size_min: &str,
+    ) -> (String, Digest) {
+        let reference = self.push(registry, repository, format);
+        let index = index(&reference, format, layer_size_min);
+        (reference, index)
+    }
+
+    /// [`Self::push_indexed`] to a registry of another make, at an address.
+    pub(crate) fn push_indexed_to(&self, address: &str, repository: &str, format: &str) -> String {
+        let reference = format!("{address}/{repository}:{format}");
+        let archive = tempfile::NamedTempFile::new().expect("temporary file");
+        fs::write(archive.path(), self.archive(&reference)).expect("write");
+        let from = format!("oci-archive:{}", archive.path().display());
+        skopeo_copy(&from, &format!("docker://{reference}"), &["--dest-tls-verify=false"]);
+        index(&reference, format, "1M");
+        reference
+    }
+
+    /// Digest and size of a layer's blob.
+    pub(crate) fn blob(&self, layer: usize) -> (Digest, u64) {
+        let blob = &self.layers[layer].blob;
+        (Digest::of(blob), blob.len() as u64)
+    }
+
+    /// Digest of its manifest.
+    pub(crate) fn manifest_digest(&self) -> Digest {
+        Digest::of(&self.manifest())
+    }
+
+    /// The digest that names the stack of its layers up to one.
+    pub(crate) fn chain(&self, layer: usize) -> String {
+        let above = |below: String, layer: &Built| match below.as_str() {
+            "" => layer.diff.to_string(),
+            _ => Digest::of(format!("{below} {}", layer.diff).as_bytes()).to_string(),
+        };
+        self.layers[..=layer].iter().fold(String::new(), above)
+    }
+
     /// As an archive of an OCI layout, which `ctr images import` takes.
     pub(crate) fn archive(&self, reference: &str) -> Vec<u8> {
         let mut manifest = descriptor(MANIFEST, &self.manifest());
@@ -175,6 +233,19 @@ impl Image {
         }
         archive.0.into_inner().expect("tar in memory")
     }
+}
+
+/// Makes a SOCI index for an image and puts it beside it; its digest.
+fn index(reference: &str, format: &str, layer_size_min: &str) -> Digest {
+    let mut command = Command::new(spanfs());
+    command
+        .args(["--json", "index", "--format", format, "--min-layer-size", layer_size_min])
+        .args(["--span-size", "256K", "--output", reference, reference])
+        // For registries that want them.
+        .env("SPANFS_USERNAME", "user")
+        .env("SPANFS_PASSWORD", "secret");
+    let said: Value = serde_json::from_str(&run(&mut command)).expect("JSON");
+    said["index"].as_str().expect("an index").parse().expect("a digest")
 }
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> Value {

@@ -4,10 +4,16 @@
 
 mod cri;
 mod cri_pods;
+mod ctr;
 mod death;
+mod endurance;
+mod faults;
 mod image;
+mod lazy;
 mod node;
 mod own_view;
+mod private;
 mod process;
 mod pull_and_run;
+mod restart;
 mod versions;

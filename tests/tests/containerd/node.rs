@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use spanfs_tests::peers::Guard;
 use tempfile::TempDir;
 
+use crate::ctr::Ctr;
 use crate::process::{Ended, Inside, child_of, run_for, signal, wait_for};
 use crate::versions::Version;
 
@@ -28,7 +29,7 @@ const TAIL_LINES: usize = 30;
 const DAEMON: &str = "soci-snapshotter-grpc";
 pub(crate) const DAEMON_SOCKET: &str = "run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 const DAEMON_ROOT: &str = "lib/soci-snapshotter-grpc";
-const CONTAINERD_SOCKET: &str = "run/containerd/containerd.sock";
+pub(crate) const CONTAINERD_SOCKET: &str = "run/containerd/containerd.sock";
 
 /// The first process of the namespaces: it arranges the mounts, then only adopts orphans.
 const INIT: &str = r#"
@@ -115,6 +116,8 @@ impl Node {
             .args(["--target", &self.init.to_string(), "--mount", "--pid", "--"])
             .arg(program.as_ref())
             .env("TMPDIR", self.path("tmp"))
+            .env("HOME", self.path("home"))
+            .env_remove("DOCKER_CONFIG")
             .stdin(Stdio::null());
         command
     }
@@ -145,8 +148,8 @@ impl Node {
     /// Waits until containerd has found a daemon that was started again: it backs off for seconds.
     pub(crate) fn wait_for_reconnection(&self) {
         let probe = ["snapshots", "--snapshotter", "soci", "prepare", "probe"];
-        wait_for("containerd's connection", PATIENCE, || self.try_ctr(&probe).ok());
-        self.ctr(&["snapshots", "--snapshotter", "soci", "rm", "probe"]);
+        wait_for("containerd's connection", PATIENCE, || self.default().attempt(&probe).ok());
+        self.default().ctr(&["snapshots", "--snapshotter", "soci", "rm", "probe"]);
     }
 
     pub(crate) fn start_containerd(&mut self) {
@@ -158,7 +161,9 @@ impl Node {
             assert!(containerd.is_alive(), "containerd ended");
             UnixStream::connect(&socket).ok()
         });
-        wait_for("containerd's answer", PATIENCE, || self.try_ctr(&["plugins", "ls"]).ok());
+        wait_for("containerd's answer", PATIENCE, || {
+            self.default().attempt(&["plugins", "ls"]).ok()
+        });
     }
 
     /// Runs any program on the node.
@@ -166,62 +171,19 @@ impl Node {
         run_for(self.enter(program).args(arguments), COMMAND_PATIENCE)
     }
 
-    /// Runs `ctr`: what it printed, or what it complained of.
-    pub(crate) fn try_ctr(&self, arguments: &[&str]) -> Result<String, String> {
-        let ended = self.run("ctr", arguments);
-        if ended.status.success() { Ok(ended.stdout) } else { Err(ended.stdout + &ended.stderr) }
+    /// containerd's client in a namespace.
+    pub(crate) fn within<'n>(&'n self, namespace: &'n str) -> Ctr<'n> {
+        Ctr::new(self, namespace)
     }
 
-    /// Runs `ctr` and returns what it printed; panics with its complaint.
-    #[track_caller]
-    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
-        self.try_ctr(arguments).unwrap_or_else(|said| panic!("ctr {arguments:?}: {said}"))
-    }
-
-    /// Pulls an image as `ctr` does it by itself: on the client's side, or by the transfer service.
-    #[track_caller]
-    pub(crate) fn pull(&self, image: &str) {
-        self.ctr(&["images", "pull", "--plain-http", "--snapshotter", "soci", image]);
-    }
-
-    /// Runs a container to its end and removes it: what it printed. No command: the image's own.
-    #[track_caller]
-    pub(crate) fn run_container(&self, image: &str, name: &str, command: &[&str]) -> String {
-        self.container(&["--rm"], image, name, command)
-    }
-
-    /// `ctr run` with more options; the container's name is returned to be [`Node::named`].
-    #[track_caller]
-    pub(crate) fn container(
-        &self,
-        options: &[&str],
-        image: &str,
-        name: &str,
-        command: &[&str],
-    ) -> String {
-        let name = self.named(name);
-        let group = format!("/{name}");
-        let usual = ["--snapshotter", "soci", "--cgroup", &group, image, &name];
-        self.ctr(&[&["run"], options, &usual, command].concat())
+    /// The client in the namespace that `ctr` uses by itself.
+    pub(crate) fn default(&self) -> Ctr<'_> {
+        self.within("default")
     }
 
     /// The full name of a container, unique on this machine.
     pub(crate) fn named(&self, name: &str) -> String {
         format!("{}-{name}", self.id)
-    }
-
-    /// Removes images and waits until all that only they held is gone.
-    #[track_caller]
-    pub(crate) fn remove(&self, images: &[&str]) {
-        self.ctr(&[&["images", "rm", "--sync"], images].concat());
-    }
-
-    /// Names that containerd knows of snapshots.
-    #[track_caller]
-    pub(crate) fn snapshots(&self) -> Vec<String> {
-        let table = self.ctr(&["snapshots", "--snapshotter", "soci", "ls"]);
-        let keys = table.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-        keys.map(str::to_owned).collect()
     }
 
     /// Bytes of disk below the daemon's root, its database left out: that keeps its pages.
@@ -284,7 +246,7 @@ impl Drop for Node {
 
 fn lay_out(root: &Path, setup: &Setup<'_>) {
     let directories = ["run", "tmp", "lib", "etc/containerd", "etc/soci-snapshotter-grpc"];
-    for directory in directories.iter().chain(&["etc-work", "bin", "log"]) {
+    for directory in directories.iter().chain(&["etc-work", "bin", "home/.docker", "log"]) {
         fs::create_dir_all(root.join(directory)).expect("directory");
     }
     fs::write(root.join("etc/containerd/config.toml"), containerd_config(setup)).expect("write");
@@ -292,10 +254,7 @@ fn lay_out(root: &Path, setup: &Setup<'_>) {
         let path = root.join("etc/soci-snapshotter-grpc/config.toml");
         fs::write(path, setup.config).expect("write");
     }
-    let own = std::env::current_exe().expect("a test has a path");
-    let program = own.ancestors().nth(2).expect("target/PROFILE/deps/test");
-    let program = program.join("spanfs-snapshotter");
-    assert!(program.exists(), "{} is not built", program.display());
+    let program = spanfs_tests::peers::built("spanfs-snapshotter");
     std::os::unix::fs::symlink(program, root.join("bin").join(DAEMON)).expect("link");
 }
 
@@ -360,8 +319,10 @@ fn remove_control_groups(id: &str) {
     // Deepest first.
     found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     for path in found {
-        // A group that a dying process still holds is empty and harmless.
-        let _ = fs::remove_dir(path);
+        // A group that a dying process still holds is empty and harmless; one above, of a containerd
+        // namespace, goes with its last.
+        let _ = fs::remove_dir(&path);
+        let _ = path.parent().map(fs::remove_dir);
     }
 }
 

@@ -24,8 +24,9 @@ fn container_prints_its_line(version: Version) {
     let registry = Registry::builder().start().expect("a registry");
     let image = image().push(&registry, "test/plain", "1");
     let node = Node::start(&Setup::of(version));
-    node.pull(&image);
-    assert_eq!(node.run_container(&image, "once", &[]), "ready\n");
+    let ctr = node.default();
+    ctr.pull(&image);
+    assert_eq!(ctr.run(&image, "once", &[]), "ready\n");
 }
 
 /// A container's changes as a layer, pushed to a registry by one node and pulled by another.
@@ -40,9 +41,10 @@ fn committed_changes_come_back(version: Version) {
     let changed = format!("{}/test/changed:1", target.address);
     {
         let node = Node::start(&Setup::of(version));
-        node.pull(&reference);
+        let ctr = node.default();
+        ctr.pull(&reference);
         let script = "echo new > /app/new; echo more >> /app/data; rm /app/gone; chmod 700 /tmp";
-        node.container(&[], &reference, "changes", &["/bin/sh", "-c", script]);
+        ctr.try_run(&[], &reference, "changes", &["/bin/sh", "-c", script]).expect("it runs");
         let diff = node.path("tmp/diff");
         let key = node.named("changes");
         let command = format!("ctr snapshots --snapshotter soci diff {key} > {}", diff.display());
@@ -52,13 +54,14 @@ fn committed_changes_come_back(version: Version) {
         let archive = node.path("tmp/archive.tar");
         fs::write(&archive, image.archive(&changed)).expect("write");
         let archive = archive.to_str().expect("text");
-        node.ctr(&["images", "import", "--no-unpack", archive]);
-        node.ctr(&["images", "push", "--plain-http", &changed]);
+        ctr.ctr(&["images", "import", "--no-unpack", archive]);
+        ctr.ctr(&["images", "push", "--plain-http", &changed]);
     }
     let node = Node::start(&Setup::of(version));
-    node.pull(&changed);
+    let ctr = node.default();
+    ctr.pull(&changed);
     let script = "cat /app/new; sha256sum /app/data; ls -d /tmp -l | cut -c1-10; ls /app";
-    let said = node.run_container(&changed, "looks", &["/bin/sh", "-c", script]);
+    let said = ctr.run(&changed, "looks", &["/bin/sh", "-c", script]);
     let data = [noise(1, 100_000), b"more\n".to_vec()].concat();
     let digest = spanfs_layer::Digest::of(&data).to_string();
     let digest = digest.trim_start_matches("sha256:");
@@ -70,10 +73,11 @@ fn removal_gives_all_back(version: Version) {
     let image = image().push(&registry, "test/plain", "1");
     let node = Node::start(&Setup::of(version));
     let (mounts, disk) = (node.mounts(), node.disk_used());
-    assert!(node.snapshots().is_empty() && node.directories().is_empty());
+    let ctr = node.default();
+    assert!(ctr.snapshots().is_empty() && node.directories().is_empty());
 
-    node.pull(&image);
-    let usage = node.ctr(&["snapshots", "--snapshotter", "soci", "usage", "-b"]);
+    ctr.pull(&image);
+    let usage = ctr.ctr(&["snapshots", "--snapshotter", "soci", "usage", "-b"]);
     let used: u64 = usage
         .lines()
         .skip(1)
@@ -82,13 +86,13 @@ fn removal_gives_all_back(version: Version) {
         })
         .sum();
     assert!(used > 2_000_000, "busybox and 100 kB at least: {usage}");
-    node.container(&[], &image, "stays", &["/bin/sh", "-c", "echo x > /app/x"]);
-    assert_eq!(node.snapshots().len(), 3, "two layers and a container");
+    ctr.try_run(&[], &image, "stays", &["/bin/sh", "-c", "echo x > /app/x"]).expect("it runs");
+    assert_eq!(ctr.snapshots().len(), 3, "two layers and a container");
     assert_eq!(node.directories().len(), 3);
 
-    node.ctr(&["containers", "rm", &node.named("stays")]);
-    node.remove(&[&image]);
-    assert_eq!(node.snapshots(), Vec::<String>::new());
+    ctr.ctr(&["containers", "rm", &node.named("stays")]);
+    ctr.remove(&[&image]);
+    assert_eq!(ctr.snapshots(), Vec::<String>::new());
     assert_eq!(node.directories(), Default::default(), "nothing is left on disk");
     assert_eq!(node.mounts(), mounts);
     let left = node.disk_used().saturating_sub(disk);
