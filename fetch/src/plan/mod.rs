@@ -403,8 +403,15 @@ impl Plan {
     fn lengths(&self, want: &Want) -> (u64, u64) {
         let options = &self.options;
         if want.priority == Priority::OnDemand {
-            let share = want.len() / options.connections_max.max(1) as u64;
-            let piece = share.clamp(options.piece_bytes, options.piece_bytes.max(1 << 20));
+            // Many readers fill the connections by themselves: the smaller their pieces, the more
+            // of a connection's time goes by between a request and its answer.
+            let connections = options.connections_max.max(1);
+            let urgent =
+                |(priority, _): &&(Reverse<Priority>, WantId)| priority.0 == Priority::OnDemand;
+            let waiting = self.queue.iter().take(connections).filter(urgent).count().max(1);
+            let share = want.len() / connections as u64 * waiting as u64;
+            let longest = options.transfer_bytes_max.max(options.piece_bytes);
+            let piece = share.clamp(options.piece_bytes, longest);
             return (piece, piece);
         }
         let capped = match (want.priority, options.background_rate) {
