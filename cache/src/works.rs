@@ -1,8 +1,9 @@
 //! What all layers of a cache share: decoding threads, the budget of bytes on their way, memory.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spanfs_fetch::Priority;
@@ -22,6 +23,9 @@ pub(crate) struct Works {
     layers: Mutex<HashMap<u32, Weak<Layer>>>,
     next_id: AtomicU32,
     demand: Arc<AtomicUsize>,
+    started: Instant,
+    /// When somebody read last, in milliseconds since `started`.
+    read_ms: AtomicU64,
     over_quota: AtomicBool,
     pub(crate) verifier: Verifier,
 }
@@ -56,6 +60,8 @@ impl Works {
             layers: Mutex::default(),
             next_id: AtomicU32::new(0),
             demand: Arc::default(),
+            started: Instant::now(),
+            read_ms: AtomicU64::new(0),
             over_quota: AtomicBool::new(false),
             verifier: Verifier::new()?,
         }))
@@ -75,6 +81,18 @@ impl Works {
     /// Readers that wait.
     pub(crate) fn demand(&self) -> usize {
         self.demand.load(Ordering::Acquire)
+    }
+
+    /// Somebody reads.
+    pub(crate) fn note_read(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.read_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// Time since somebody read.
+    pub(crate) fn idle(&self) -> Duration {
+        let read = Duration::from_millis(self.read_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(read)
     }
 
     /// Whether the layers in use take more than the quota.

@@ -227,6 +227,7 @@ impl Content for Layer {
         buffer: &mut [u8],
     ) -> Result<Option<usize>, ReadError> {
         self.check_fault()?;
+        self.works.note_read();
         let left = self.len().saturating_sub(offset.0);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let buffer = buffer.get_mut(..len).unwrap_or_default();

@@ -14,9 +14,11 @@ use crate::verify::Reader;
 
 use super::{Layer, Role, Verification};
 
-/// While somebody waits for bytes, hashing stands back; but not for ever.
+/// While somebody reads, or waits for bytes, hashing stands back; but not for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
+/// Nobody is reading any more when nobody has for so long.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Zeros that may follow an archive outside all spans: far more than a tar record of 10,240 bytes.
 const PADDING_BLOCKS_MAX: usize = 2048;
@@ -39,7 +41,8 @@ impl Layer {
         let started = Instant::now();
         let writes = self.counters.writes.load(Ordering::Acquire);
         let mut pause = || {
-            while self.works.demand() > 0 && started.elapsed() < PATIENCE && !self.is_closing() {
+            let busy = || self.works.demand() > 0 || self.works.idle() < QUIET;
+            while busy() && started.elapsed() < PATIENCE && !self.is_closing() {
                 std::thread::sleep(PAUSE);
             }
             !self.is_closing()
