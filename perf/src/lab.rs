@@ -70,7 +70,7 @@ impl Lab {
             std::io::copy(&mut blob, &mut std::io::sink())?;
         }
         run(Command::new(&self.spanfs).arg("--version"))?;
-        take_back_memory(&self.scratch.join("memory"))
+        take_back_memory(&self.scratch.join("pages"))
     }
 
     /// What the registry was asked for, and when, if that is wanted.
