@@ -184,22 +184,22 @@ impl Session {
             show_failure(format!("mounting {} at {place}", self.reached.name), &error)
         })?;
         self.mounted = Some(mounted);
-        let expected = !asked.bare_layer && self.expect_start(&asked.command);
-        if !expected {
-            self.layers.forget_tocs();
+        if !asked.bare_layer {
+            self.expect_start(&asked.command);
         }
+        self.layers.forget_tocs(&self.reached.images);
         Ok(())
     }
 
     /// Fetch what the image's program will probably read, on a thread of its own. A guess: what goes
-    /// wrong here costs only time. False where there is nothing to guess.
-    fn expect_start(&self, command: &[String]) -> bool {
+    /// wrong here costs only time.
+    fn expect_start(&self, command: &[String]) {
         let Some(prefetch) = self.prefetch.clone().filter(|it| it.status().trace_runs == 0) else {
-            return false;
+            return;
         };
         let config = start_config(self.config(), command);
         if config.entrypoint.is_empty() && config.cmd.is_empty() {
-            return false;
+            return;
         }
         // The prefetcher counts lazy layers alone, the tree all of them.
         let opened = &self.layers.layers;
@@ -214,7 +214,7 @@ impl Session {
         let layers = self.layers.clone();
         let work = move || {
             let tree = layers.merged();
-            layers.forget_tocs();
+            layers.forget_kept_tocs();
             let Ok(tree) = tree else { return };
             let contents: Vec<_> = layers.layers.iter().map(|it| it.content.clone()).collect();
             let set = StartSet::new(Arc::new(tree), config, StartSetOptions::default());
@@ -226,9 +226,7 @@ impl Session {
         };
         if let Err(error) = std::thread::Builder::new().name("start-set".into()).spawn(work) {
             tracing::warn!(%error, "the start set is not predicted");
-            return false;
         }
-        true
     }
 
     pub(crate) fn status(&self) -> Option<MountStatus> {

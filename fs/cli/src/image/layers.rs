@@ -329,13 +329,24 @@ impl OpenLayer {
 }
 
 impl Layers {
-    /// The entries of the layers will not be needed soon: their memory is given back.
-    pub fn forget_tocs(&self) {
-        for layer in &self.layers {
-            if let LayerToc::Ztoc(toc) = &layer.toc {
-                toc.forget();
-            }
-        }
+    /// The entries of the layers will not be needed soon: memory of what is kept is given back, now
+    /// or, as far as it is about to be kept, then.
+    pub fn forget_tocs(&self, images: &Images) {
+        self.forget_kept_tocs();
+        let tocs: Vec<_> = self.tocs().cloned().collect();
+        images.later.add(move || tocs.iter().for_each(|toc| toc.forget()));
+    }
+
+    /// The same for what is kept already.
+    pub fn forget_kept_tocs(&self) {
+        self.tocs().for_each(|toc| toc.forget());
+    }
+
+    fn tocs(&self) -> impl Iterator<Item = &Arc<Toc>> {
+        self.layers.iter().filter_map(|layer| match &layer.toc {
+            LayerToc::Ztoc(toc) => Some(toc),
+            LayerToc::Records(_) => None,
+        })
     }
 
     /// Trees of all layers, built side by side.
