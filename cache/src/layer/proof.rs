@@ -14,8 +14,10 @@ use crate::verify::Reader;
 
 use super::{Layer, Role, Verification};
 
-/// While somebody reads, or waits for bytes, hashing stands back; but not for ever.
+/// While somebody waits for bytes, hashing stands back; but not for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The same while somebody reads what is there: as long as the start of a large program.
+const PATIENCE_READS: Duration = Duration::from_secs(8);
 const PAUSE: Duration = Duration::from_millis(5);
 /// Nobody is reading any more when nobody has for so long.
 const QUIET: Duration = Duration::from_millis(100);
@@ -41,8 +43,9 @@ impl Layer {
         let started = Instant::now();
         let writes = self.counters.writes.load(Ordering::Acquire);
         let mut pause = || {
-            let busy = || self.works.demand() > 0 || self.works.idle() < QUIET;
-            while busy() && started.elapsed() < PATIENCE && !self.is_closing() {
+            let waits = || self.works.demand() > 0 && started.elapsed() < PATIENCE;
+            let reads = || self.works.idle() < QUIET && started.elapsed() < PATIENCE_READS;
+            while (waits() || reads()) && !self.is_closing() {
                 std::thread::sleep(PAUSE);
             }
             !self.is_closing()
