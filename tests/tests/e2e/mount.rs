@@ -67,8 +67,9 @@ impl Drop for Scratch {
     }
 }
 
-fn status(scratch: &Scratch) -> Value {
-    let text = run(scratch.spanfs().args(["status", "--json"]));
+/// Of one mount: others may be running on this machine.
+fn status(scratch: &Scratch, root: &Path) -> Value {
+    let text = run(scratch.spanfs().args(["status", "--json"]).arg(root));
     serde_json::from_str(&text).expect("JSON")
 }
 
@@ -109,7 +110,7 @@ fn image_indexed_by_us_reads_right_in_every_byte() {
             ]));
             let root = scratch.mount(&target, &["--front", front]);
             trees::assert_same(&expected, &look(&root));
-            let status = status(&scratch);
+            let status = status(&scratch, &root);
             assert!(status.to_string().contains(front), "{front} in {status}");
             scratch.umount();
             scratch.forget();
@@ -242,7 +243,7 @@ fn kill_9_leaves_nothing_that_the_next_mount_cannot_clean() {
     let image = format!("oci:{}:fixture", plain.display());
     let root = scratch.mount(&image, &[]);
     trees::assert_same(&expected, &look(&root));
-    let process = status(&scratch)["mounts"][0]["pid"].as_i64().expect("pid of the mount");
+    let process = status(&scratch, &root)["mounts"][0]["pid"].as_i64().expect("pid of the mount");
     let process = rustix::process::Pid::from_raw(process.try_into().expect("a pid")).expect("pid");
     rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("kill");
     std::thread::sleep(Duration::from_millis(200));
