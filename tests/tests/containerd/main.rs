@@ -12,6 +12,7 @@ mod image;
 mod lazy;
 mod node;
 mod own_view;
+mod parallel;
 mod private;
 mod process;
 mod pull_and_run;

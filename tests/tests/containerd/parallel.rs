@@ -1,0 +1,54 @@
+//! The mode that fetches whole layers itself, several ranges and layers at once.
+
+use spanfs_layer::Digest;
+use spanfs_registry::Registry;
+
+use crate::image::noise;
+use crate::lazy::{assert_lazy, image, pull_by_cri};
+use crate::node::{Node, Setup};
+use crate::own_view::consistent_snapshots;
+use crate::versions::{Version, on_each_containerd};
+
+on_each_containerd!(whole_layers_come_without_containerd);
+
+const PARALLEL: &str = r#"
+[pull_modes.soci_v1]
+  enable = false
+[pull_modes.soci_v2]
+  enable = false
+[pull_modes.parallel_pull_unpack]
+  enable = true
+  max_concurrent_downloads_per_image = 10
+  concurrent_download_chunk_size = "1mb"
+  max_concurrent_unpacks_per_image = 4
+  discard_unpacked_layers = true
+"#;
+
+fn whole_layers_come_without_containerd(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let image = image();
+    let reference = image.push(&registry, "test/whole", "1");
+    let (large, size) = image.blob(1);
+    let node = Node::start(&Setup { config: PARALLEL, ..Setup::of(version) });
+    let mounts = node.mounts();
+    registry.reset_stats();
+    pull_by_cri(&node, &reference);
+    assert_lazy(&node, 0);
+    let ranges = registry.stats().blob(&large).to_vec();
+    let fetched: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    assert!(ranges.len() > 4, "in ranges: {ranges:?}");
+    assert!(fetched < size + size / 4, "once, and by us alone: {fetched} of {size} bytes");
+
+    let ctr = node.within("k8s.io");
+    let read = ["/bin/sh", "-c", "cat /data/* /app/data | sha256sum"];
+    let said = ctr.run(&reference, "reads", &read);
+    // In the order of a shell's pattern.
+    let mut names: Vec<_> = (0..24).map(|file: u64| (file.to_string(), file)).collect();
+    names.sort();
+    let files = names.iter().flat_map(|(_, file)| noise(*file, 1 << 20));
+    let content: Vec<u8> = files.chain(*b"small").collect();
+    assert_eq!(said, format!("{}  -\n", Digest::of(&content).hex()));
+    ctr.remove(&ctr.images());
+    assert_eq!(node.mounts(), mounts);
+    assert!(consistent_snapshots(&node).is_empty());
+}
