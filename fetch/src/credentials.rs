@@ -6,6 +6,7 @@ mod helper;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use docker_config::DockerConfig;
@@ -67,6 +68,26 @@ pub enum CredentialSource {
     },
     /// A `config.json` of Docker; it need not exist. Read anew for every lookup.
     DockerConfig(PathBuf),
+    /// Somebody who knows them from elsewhere, asked for every lookup.
+    Lookup(CredentialLookup),
+}
+
+/// Finds a login by the host and, where one is about to be used, the repository.
+pub type FindLogin = dyn Fn(&str, &str) -> Option<Login> + Send + Sync;
+
+/// A source of credentials of the caller's.
+#[derive(Clone)]
+pub struct CredentialLookup {
+    /// How messages name this source.
+    pub name: String,
+    /// Finds them, without waiting for anything.
+    pub find: Arc<FindLogin>,
+}
+
+impl fmt::Debug for CredentialLookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CredentialLookup").field(&self.name).finish()
+    }
 }
 
 /// Credentials and where they came from.
@@ -131,6 +152,7 @@ impl Credentials {
         &self,
         host: &str,
         role: Role,
+        repositories: &[&str],
     ) -> Result<Option<Found>, CredentialsError> {
         for source in &self.sources {
             let found = match source {
@@ -138,6 +160,11 @@ impl Credentials {
                     let matches =
                         only.as_ref().map_or(role == Role::Origin, |o| same_host(o, host));
                     matches.then(|| Found { login: login.clone(), source: name.clone() })
+                }
+                CredentialSource::Lookup(lookup) => {
+                    let host = canonical(host);
+                    let login = repositories.iter().find_map(|it| (lookup.find)(host, it));
+                    login.map(|login| Found { login, source: lookup.name.clone() })
                 }
                 CredentialSource::DockerConfig(path) => match DockerConfig::read(path)? {
                     None => None,
@@ -159,6 +186,7 @@ impl Credentials {
     pub(crate) fn names(&self) -> String {
         let name = |source: &CredentialSource| match source {
             CredentialSource::Given { name, .. } => name.clone(),
+            CredentialSource::Lookup(lookup) => lookup.name.clone(),
             CredentialSource::DockerConfig(path) => path.display().to_string(),
         };
         match self.sources.is_empty() {

@@ -50,7 +50,9 @@ pub use blob::{
     Blob, Class, FetchError, FetchErrorDetail, Fetched, Priority, Ticket, TicketControl, Want,
 };
 pub use content::Content;
-pub use credentials::{CredentialSource, CredentialsError, Login, Secret};
+pub use credentials::{
+    CredentialLookup, CredentialSource, CredentialsError, FindLogin, Login, Secret,
+};
 pub use engine::{BlobSpec, Engine, EngineError, EngineKind, EngineOptions, fetch_blocking};
 pub use hosts::HostsError;
 pub use layout::{Layout, LayoutError, LayoutWriter, REF_NAME};

@@ -54,7 +54,7 @@ async fn bad_files_are_errors_without_their_content() {
             sources: vec![CredentialSource::DockerConfig(path.clone())],
             helper_path: None,
         };
-        let error = credentials.find("h", Role::Origin).await.unwrap_err().to_string();
+        let error = credentials.find("h", Role::Origin, &[]).await.unwrap_err().to_string();
         assert!(error.contains(needle) && !error.contains("hush"), "{error}");
     }
 }
@@ -70,7 +70,7 @@ async fn given_credentials_stay_with_their_host() {
         helper_path: None,
     };
     let found = async |host: Option<&str>, asked: &str, role| {
-        given(host).find(asked, role).await.unwrap().is_some()
+        given(host).find(asked, role, &[]).await.unwrap().is_some()
     };
     assert!(found(None, "h", Role::Origin).await);
     assert!(!found(None, "m", Role::Mirror).await);
@@ -128,7 +128,25 @@ async fn a_helper_without_entry_falls_back_to_the_file() {
         sources: vec![CredentialSource::DockerConfig(path)],
         helper_path: Some(dir.path().into()),
     };
-    let found = credentials.find("h", Role::Origin).await.unwrap().unwrap();
+    let found = credentials.find("h", Role::Origin, &[]).await.unwrap().unwrap();
     assert_eq!(found.login, password("u", "p"));
     assert!(!format!("{found:?}").contains("\"p\""), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_lookup_is_told_what_is_about_to_be_used() {
+    let find = |host: &str, repository: &str| {
+        let known = host == "docker.io" && repository == "team/app";
+        known.then(|| password("u", "p"))
+    };
+    let lookup = CredentialLookup { name: "pulls".to_owned(), find: Arc::new(find) };
+    let credentials =
+        Credentials { sources: vec![CredentialSource::Lookup(lookup)], helper_path: None };
+    let found = async |host: &str, repositories: &[&str]| {
+        credentials.find(host, Role::Origin, repositories).await.unwrap().is_some()
+    };
+    assert!(found("registry-1.docker.io", &["other", "team/app"]).await);
+    assert!(!found("docker.io", &["other"]).await);
+    assert!(!found("docker.io", &[]).await);
+    assert!(!found("mirror.example", &["team/app"]).await);
 }

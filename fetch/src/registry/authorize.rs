@@ -24,6 +24,14 @@ const LEARNED_MAX: usize = 4096;
 
 pub(crate) type Scopes = BTreeSet<String>;
 
+/// Names of the repositories that scopes are about (`repository:NAME:ACTIONS`).
+fn repositories(scopes: &Scopes) -> Vec<&str> {
+    fn name(scope: &str) -> Option<&str> {
+        scope.strip_prefix("repository:")?.rsplit_once(':').map(|(name, _)| name)
+    }
+    scopes.iter().filter_map(|scope| name(scope)).collect()
+}
+
 /// What goes into `Authorization`, and where it came from.
 #[derive(Clone, Debug)]
 pub(crate) struct Proof {
@@ -119,7 +127,7 @@ impl Authorizer {
             }
         };
         match request {
-            None => self.basic(host, rejected, at).await,
+            None => self.basic(host, scopes, rejected, at).await,
             Some(request) => self.bearer(host, &request, rejected, at, limit).await.map(Some),
         }
     }
@@ -138,10 +146,15 @@ impl Authorizer {
         RegistryError::Unauthorized { at: at.clone(), tried, detail }
     }
 
-    async fn find(&self, host: &Host, at: &Attempt) -> Result<Option<Found>, RegistryError> {
+    async fn find(
+        &self,
+        host: &Host,
+        scopes: &Scopes,
+        at: &Attempt,
+    ) -> Result<Option<Found>, RegistryError> {
         let role = if host.is_origin() { Role::Origin } else { Role::Mirror };
         self.credentials
-            .find(&host.name(), role)
+            .find(&host.name(), role, &repositories(scopes))
             .await
             .map_err(|error| RegistryError::Refused { at: at.clone(), reason: error.to_string() })
     }
@@ -149,10 +162,11 @@ impl Authorizer {
     async fn basic(
         &self,
         host: &Host,
+        scopes: &Scopes,
         rejected: Option<&Proof>,
         at: &Attempt,
     ) -> Result<Option<Proof>, RegistryError> {
-        let Some(found) = self.find(host, at).await? else { return Ok(None) };
+        let Some(found) = self.find(host, scopes, at).await? else { return Ok(None) };
         let header = basic(&found.login).ok_or_else(|| RegistryError::Refused {
             at: at.clone(),
             reason: format!(
@@ -179,7 +193,7 @@ impl Authorizer {
         limit: Duration,
     ) -> Result<Proof, RegistryError> {
         let exchange = async {
-            let found = self.find(host, at).await?;
+            let found = self.find(host, &request.scopes, at).await?;
             let source = match &found {
                 Some(found) => found.source.clone(),
                 None => format!("anonymous ({})", self.credentials.names()),
