@@ -24,6 +24,9 @@ pub struct KernelMountError {
     pub(crate) source: io::Error,
 }
 
+/// `linux/mount.h`, from kernel 6.5.
+const MOVE_MOUNT_BENEATH: u32 = 0x200;
+
 fn said(log: &str) -> String {
     if log.is_empty() { String::new() } else { format!(" (the kernel: {log})") }
 }
@@ -82,9 +85,20 @@ impl Context {
             .map_err(|error| self.failed("make a mount of it".into(), error))
     }
 
+    /// Mount it where it was meant to be, out of sight below what is mounted there.
+    pub(crate) fn mount_beneath(self, attributes: MountAttrFlags) -> Result<(), KernelMountError> {
+        self.create()?;
+        let mount = self.detached(attributes)?;
+        self.place_with(&mount, MoveMountFlags::from_bits_retain(MOVE_MOUNT_BENEATH))
+    }
+
     /// Put that mount where it was meant to be.
     pub(crate) fn place(&self, mount: &OwnedFd) -> Result<(), KernelMountError> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        self.place_with(mount, MoveMountFlags::empty())
+    }
+
+    fn place_with(&self, mount: &OwnedFd, flags: MoveMountFlags) -> Result<(), KernelMountError> {
+        let flags = flags | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         rustix::mount::move_mount(mount, "", CWD, &self.mount_point, flags)
             .map_err(|error| self.failed("put it there".into(), error))
     }

@@ -159,6 +159,11 @@ impl Mount {
         self.mount_points.push(mount_point);
     }
 
+    /// What is mounted there is somebody else's from now on.
+    pub(crate) fn release(&mut self, mount_point: &Path) {
+        self.mount_points.retain(|path| path != mount_point);
+    }
+
     pub(crate) fn served(&mut self, session: Session) {
         self.sessions.push(session);
     }

@@ -1,7 +1,7 @@
 //! Layers and images, mounted: from contents and indexes to a directory that can be used.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +20,7 @@ use crate::overlay::{self, OverlayError, OverlayOptions};
 use crate::policy;
 use crate::record::{self, Places, Record};
 use crate::transport::{FuseOptions, Privilege, ServeError, Server, ServerOptions, Transport};
+use crate::unmount;
 
 /// How mounts are made.
 #[derive(Clone, Debug)]
@@ -131,6 +132,32 @@ impl Mounter {
         Ok(mount)
     }
 
+    /// Whether a layer can be shown without us: its content is complete, and at the tar's own places.
+    pub fn is_direct(layer: &Layer) -> bool {
+        direct_file(layer).is_some()
+    }
+
+    /// Show a layer directly where `old`, a mount of [`Self::layer`], shows it with our help. At no
+    /// moment is nothing there; who has `old` open or mounted keeps it, and it remains to be
+    /// unmounted. `None` if the layer can't be shown directly; then nothing has changed.
+    pub fn direct(
+        &self,
+        layer: &Layer,
+        mount_point: &Path,
+        old: &mut Mount,
+    ) -> Result<Option<Mount>, MountError> {
+        let Some(file) = direct_file(layer) else { return Ok(None) };
+        let (mut mount, place) = self.begin(mount_point, Privilege::Root)?;
+        front::erofs::mount_beneath(&layer.index, file, &place)?;
+        if let Err(source) = unmount::detach(&place, Privilege::Root) {
+            return Err(state("uncover", &place, source));
+        }
+        old.release(&place);
+        mount.mounted(place);
+        mount.shown(Shown::ErofsDirect);
+        Ok(Some(mount))
+    }
+
     /// Show an image of `layers`, the lowest first, at `mount_point`.
     pub fn image(
         &self,
@@ -217,10 +244,7 @@ impl Mounter {
         place: &Path,
         number: usize,
     ) -> Result<(), MountError> {
-        if let Some(file) = layer.content.complete_file()
-            && layer.copies.is_empty()
-            && rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size as u64 >= layer.data_len)
-        {
+        if let Some(file) = direct_file(layer) {
             front::erofs::mount(&layer.index, file, place)?;
             mount.mounted(place.to_owned());
             mount.shown(Shown::ErofsDirect);
@@ -248,6 +272,13 @@ impl Mounter {
         }
         Ok(())
     }
+}
+
+/// The file that shows a layer without us.
+fn direct_file(layer: &Layer) -> Option<BorrowedFd<'_>> {
+    let file = layer.content.complete_file().filter(|_| layer.copies.is_empty())?;
+    let len = rustix::fs::fstat(file).ok()?.st_size as u64;
+    (len >= layer.data_len).then_some(file)
 }
 
 impl MounterOptions {

@@ -17,12 +17,29 @@ pub fn mount(
     data: BorrowedFd<'_>,
     mount_point: &Path,
 ) -> Result<(), KernelMountError> {
+    // Devices and setuid programs work, as they do in a directory of unpacked files.
+    context(index, data, mount_point)?.mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+/// The same below what is mounted there, which must be unmounted for it to be seen.
+pub(crate) fn mount_beneath(
+    index: &Path,
+    data: BorrowedFd<'_>,
+    mount_point: &Path,
+) -> Result<(), KernelMountError> {
+    context(index, data, mount_point)?.mount_beneath(MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
+fn context(
+    index: &Path,
+    data: BorrowedFd<'_>,
+    mount_point: &Path,
+) -> Result<Context, KernelMountError> {
     let context = Context::open("erofs", mount_point)?;
     let source = ShortPath::to(index);
     let source = source.as_ref().map_or(index.as_os_str(), ShortPath::as_os_str);
     context.set("source", source)?;
     let device = through(data);
     context.set("device", AsRef::<OsStr>::as_ref(&device))?;
-    // Devices and setuid programs work, as they do in a directory of unpacked files.
-    context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
+    Ok(context)
 }
