@@ -13,9 +13,11 @@
 
 pub mod config;
 pub mod containerd;
+pub mod cri;
 pub mod daemon;
 pub mod grpc;
 pub mod layers;
+pub mod metrics;
 pub mod snapshotter;
 pub mod state;
 pub mod store;

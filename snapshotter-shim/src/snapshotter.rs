@@ -443,6 +443,12 @@ impl Snapshotter {
         Ok(())
     }
 
+    /// Numbers for Prometheus.
+    pub fn metrics(&self) -> String {
+        let fs = |id| self.directories.fs(id);
+        self.layers.as_ref().map_or_else(String::new, |layers| layers.metrics(fs))
+    }
+
     /// The process ends. Call it when no call is under way any more.
     pub fn end(&self, mounts: AtEnd) {
         if let Some(layers) = &self.layers {

@@ -15,9 +15,11 @@ use super::flags::Flags;
 use super::notify::notify;
 use super::socket::Address;
 use crate::config::Settings;
+use crate::cri::{ImageService, Keychain};
 use crate::grpc::{self, SnapshotsService};
 use crate::layers::access::Environment;
 use crate::layers::{AtEnd, Layers};
+use crate::metrics;
 use crate::overlay_support;
 use crate::snapshotter::Snapshotter;
 
@@ -30,13 +32,17 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serve until a signal says to stop.
 pub fn run(flags: &Flags, settings: &Settings) -> anyhow::Result<()> {
-    let snapshotter = Arc::new(open(flags, settings)?);
+    let keychain = settings.cri_image_service.as_ref().map(|_| {
+        let path = flags.root.join("spanfs/logins.json");
+        Arc::new(Keychain::open(path))
+    });
+    let snapshotter = Arc::new(open(flags, settings, keychain.as_ref())?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("starting threads")?;
-    let outcome = runtime.block_on(serve(flags, Arc::clone(&snapshotter)));
+    let outcome = runtime.block_on(serve(flags, settings, Arc::clone(&snapshotter), keychain));
     runtime.shutdown_timeout(STOP_TIMEOUT);
     // As the peer: asked by hand it takes its mounts along, told by a supervisor it leaves them.
     let mounts = match outcome {
@@ -54,7 +60,11 @@ enum Told {
     Terminate,
 }
 
-fn open(flags: &Flags, settings: &Settings) -> anyhow::Result<Snapshotter> {
+fn open(
+    flags: &Flags,
+    settings: &Settings,
+    keychain: Option<&Arc<Keychain>>,
+) -> anyhow::Result<Snapshotter> {
     let work = flags.root.join("snapshotter");
     std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
     if settings.check_overlay {
@@ -63,7 +73,8 @@ fn open(flags: &Flags, settings: &Settings) -> anyhow::Result<Snapshotter> {
     }
     let options = overlay_support::options(&work, &settings.overlay_options);
     raise_file_limit();
-    let environment = Environment::of(|name| std::env::var(name).ok());
+    let mut environment = Environment::of(|name| std::env::var(name).ok());
+    environment.pulls = keychain.map(|keychain| keychain.lookup());
     let start = |snapshots: &Path| Layers::start(&flags.root, snapshots, settings, &environment);
     Snapshotter::open_with(&flags.root, options, start)
         .with_context(|| format!("opening the snapshots of {}", flags.root.display()))
@@ -78,9 +89,26 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<Told> {
+async fn serve(
+    flags: &Flags,
+    settings: &Settings,
+    snapshotter: Arc<Snapshotter>,
+    keychain: Option<Arc<Keychain>>,
+) -> anyhow::Result<Told> {
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+
+    if let Some(listen) = &settings.metrics {
+        let snapshotter = Arc::clone(&snapshotter);
+        let render: metrics::Render = Arc::new(move || snapshotter.metrics());
+        let serving = metrics::serve(listen, render);
+        let serving = serving.await.with_context(|| format!("listening for metrics at {listen:?}"));
+        tokio::spawn(serving?);
+    }
+    let images = match (&settings.cri_image_service, keychain) {
+        (Some(socket), Some(keychain)) => Some(ImageService::new(socket, keychain)?),
+        _ => None,
+    };
 
     let listener = flags.address.listen(&flags.default_address)?;
     let address = listener.local_addr().ok().and_then(|a| a.as_pathname().map(PathBuf::from));
@@ -91,6 +119,7 @@ async fn serve(flags: &Flags, snapshotter: Arc<Snapshotter>) -> anyhow::Result<T
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_MAX)
         .add_service(grpc::server(SnapshotsService::new(snapshotter)))
+        .add_optional_service(images)
         .serve_with_incoming_shutdown(incoming, async {
             drop(stopped.await);
         });

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use spanfs::image::ImagesOptions;
 use spanfs_fetch::{
-    CredentialSource, EngineOptions, ProxyOptions, RegistryLimits, RegistryOptions, Secret,
+    CredentialLookup, CredentialSource, EngineOptions, ProxyOptions, RegistryLimits,
+    RegistryOptions, Secret,
 };
 
 use crate::config::{Mirror, Settings};
 
-/// Proxies, and where Docker keeps its logins.
+/// What the settings file does not say: proxies, logins.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `HTTP_PROXY`.
@@ -23,6 +24,8 @@ pub struct Environment {
     pub no_proxy: Option<String>,
     /// Docker's `config.json`; it need not exist.
     pub docker_config: Option<PathBuf>,
+    /// Logins learned from pulls.
+    pub pulls: Option<CredentialLookup>,
 }
 
 impl Environment {
@@ -39,6 +42,7 @@ impl Environment {
             https_proxy: either("HTTPS_PROXY"),
             no_proxy: either("NO_PROXY"),
             docker_config: docker.or(home).map(|directory| directory.join("config.json")),
+            pulls: None,
         }
     }
 }
@@ -50,6 +54,7 @@ pub(super) fn images_options(
     hosts: &Path,
 ) -> ImagesOptions {
     let docker = environment.docker_config.clone().map(CredentialSource::DockerConfig);
+    let pulls = environment.pulls.clone().map(CredentialSource::Lookup);
     let retry = settings.request_retry;
     let limits = RegistryLimits {
         dial: settings.connect_timeout,
@@ -68,7 +73,8 @@ pub(super) fn images_options(
     engine.plan.retry.delay_max = engine.plan.retry.delay_max.min(blob.wait_max);
     engine.plan.retry.deadline = engine.plan.retry.deadline.min(settings.blob_timeout);
     let registry = RegistryOptions {
-        credentials: docker.into_iter().collect(),
+        // The peer's order.
+        credentials: docker.into_iter().chain(pulls).collect(),
         hosts_dirs: vec![hosts.to_owned()],
         proxies: ProxyOptions {
             http: environment.http_proxy.clone().map(Secret::new),

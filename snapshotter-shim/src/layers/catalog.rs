@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spanfs::image::{Discovery, ImageError, Images, Search, Ztoc};
@@ -14,6 +14,7 @@ use super::memo::{Memo, NoOutcome};
 use super::request::Request;
 use crate::config::PullModes;
 use crate::daemon::log::chain;
+use crate::metrics::{Metrics, Operation};
 
 /// An image of which layers are wanted.
 pub(super) struct Known {
@@ -68,13 +69,14 @@ pub(super) struct Catalog {
     directory: PathBuf,
     modes: PullModes,
     at_most: Duration,
+    metrics: Arc<Metrics>,
     looked_up: Memo<Key, Lookup>,
 }
 
 /// A pull goes from layer to layer without pause, but a download may stand between.
 const KEPT: Duration = Duration::from_secs(600);
-/// Someone may push an index, or mend a registry; until then each layer would ask again.
-const FAILURE_KEPT: Duration = Duration::from_secs(20);
+/// Someone may push an index, mend a registry or bring a login; until then layers need not ask again.
+const FAILURE_KEPT: Duration = Duration::from_secs(5);
 /// Images pulled at once on the largest nodes; each holds the zTOCs of layers not yet prepared.
 const IMAGES_MAX: usize = 256;
 
@@ -84,12 +86,14 @@ impl Catalog {
         directory: PathBuf,
         modes: PullModes,
         at_most: Duration,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let kept = |lookup: &Lookup| match lookup {
             Ok(known) if known.index.is_ok() => KEPT,
             _ => FAILURE_KEPT,
         };
-        Self { images, directory, modes, at_most, looked_up: Memo::new(IMAGES_MAX, kept) }
+        let looked_up = Memo::new(IMAGES_MAX, kept);
+        Self { images, directory, modes, at_most, metrics, looked_up }
     }
 
     /// Find the image of a request, and fetch all its zTOCs, unless that was done lately.
@@ -103,9 +107,10 @@ impl Catalog {
             annotation: self.modes.soci_v2,
             referrers: self.modes.soci_v1,
         });
-        let request = request.clone();
+        let (request, metrics) = (request.clone(), Arc::clone(&self.metrics));
         let work = move || {
-            look_up(&images, &directory, &request, search).map(Arc::new).map_err(|e| chain(&e))
+            let found = look_up(&images, &directory, &request, search, &metrics);
+            found.map(Arc::new).map_err(|error| chain(&error))
         };
         let ended = Err("looking the image up came to no end".to_owned());
         match self.looked_up.get(&key, self.at_most, ended, work) {
@@ -121,11 +126,13 @@ fn look_up(
     directory: &Path,
     request: &Request,
     search: Option<Search>,
+    metrics: &Metrics,
 ) -> Result<Known, ImageError> {
     let name = ImageRef::Registry(request.image.with_digest(request.manifest));
     let image = images.find(&name, &Platform::host())?;
     let wanted: Vec<(Descriptor, Digest)> =
         image.layers().map(|(descriptor, diff_id)| (descriptor.clone(), diff_id)).collect();
+    let since = Instant::now();
     let (index, ztocs) = match search.map(|search| (images.discover_by(&image, &search), search)) {
         None => (Err("whole layers are pulled".to_owned()), Vec::new()),
         Some((Discovery::None { .. }, Search { annotation: false, referrers: false, .. })) => {
@@ -137,7 +144,11 @@ fn look_up(
                 unreachable!("it matched")
             };
             tell(digest, by);
-            match images.ztocs(&image, &discovery, &wanted, directory) {
+            let (index, found) = (digest.to_string(), Instant::now());
+            metrics.took(Operation::IndexFetch, &index, found - since);
+            let ztocs = images.ztocs(&image, &discovery, &wanted, directory);
+            metrics.took(Operation::ZtocFetch, &index, found.elapsed());
+            match ztocs {
                 Ok(ztocs) => (Ok(*digest), ztocs),
                 Err(error) => {
                     (Err(format!("the zTOCs can't be had: {}", chain(&error))), Vec::new())

@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spanfs::image::{How, ImageError, Images, LayerSource, OpenLayer, Ztoc};
 use spanfs::layer_index::index_layer;
@@ -43,6 +43,7 @@ use spanfs_mount::{Mount, MountError, Mounter, MounterOptions, Parts, mountinfo,
 use crate::config::Settings;
 use crate::daemon::log::chain;
 use crate::disk_usage::disk_usage;
+use crate::metrics::{Event, Metrics, Operation};
 use crate::state::Usage;
 use access::Environment;
 use catalog::{Catalog, Known, KnownLayer};
@@ -155,11 +156,14 @@ pub struct Layers {
     /// The cache's; zTOCs stand there as well.
     directory: PathBuf,
     background: Background,
+    /// How long a layer is shown before it is shown anew: tools count mounts after a pull.
+    settle_time: Duration,
     lazy_len_min: u64,
     modes: crate::config::PullModes,
     catalog: Catalog,
     wholes: Wholes,
     registry: Registry,
+    metrics: Arc<Metrics>,
     /// Ends whole passes.
     stop: Arc<AtomicBool>,
 }
@@ -205,15 +209,24 @@ impl Layers {
         };
         let modes = settings.pull_modes.clone();
         let at_most = settings.mount_timeout;
+        let metrics = Arc::new(Metrics::default());
         Ok(Some(Self {
             mounter: Mounter::new(options)?,
             front,
             background,
+            settle_time: settings.background_fetch.map_or(Duration::ZERO, |it| it.silence),
             lazy_len_min: settings.lazy_layer_len_min,
-            catalog: Catalog::new(Arc::clone(&images), directory.clone(), modes.clone(), at_most),
+            catalog: Catalog::new(
+                Arc::clone(&images),
+                directory.clone(),
+                modes.clone(),
+                at_most,
+                Arc::clone(&metrics),
+            ),
             wholes: Wholes::new(modes.parallel.as_ref()),
             modes,
             registry: Registry::default(),
+            metrics,
             stop: Arc::default(),
             images,
             cache,
@@ -256,6 +269,17 @@ impl Layers {
 
     /// Show a layer at `place`, whose directory is empty. On failure nothing is left there but files.
     pub fn show(&self, wanted: &Wanted, place: &Place) -> Result<Kind, LayerError> {
+        let since = Instant::now();
+        let shown = self.show_now(wanted, place);
+        let layer = wanted.layer().to_string();
+        match &shown {
+            Ok(_) => self.metrics.took(Operation::Mount, &layer, since.elapsed()),
+            Err(_) => self.metrics.count(Event::LocalMountFailure),
+        }
+        shown
+    }
+
+    fn show_now(&self, wanted: &Wanted, place: &Place) -> Result<Kind, LayerError> {
         let Wanted { known, position, decision, request } = wanted;
         let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
         let mut ztoc = None;
@@ -269,6 +293,7 @@ impl Layers {
                     let error = chain(&error);
                     let digest = &layer.descriptor.digest;
                     tracing::warn!(layerDigest = %digest, error, "layer is not lazy");
+                    self.metrics.count(Event::MountFailure);
                     (self.open_whole(known, layer)?, Kind::Whole)
                 }
             },
@@ -343,17 +368,19 @@ impl Layers {
 
     fn mount(&self, open: OpenLayer, note: Arc<Note>, place: &Place) -> Result<(), LayerError> {
         let at = place.directory.join("fs");
-        let mount = match self.front.front {
+        let since = Instant::now();
+        let (mount, layer) = match self.front.front {
             Front::Erofs => {
                 let index = place.directory.join("index");
                 let describe = |paths: &[Vec<u8>]| below::describe(&place.lowers, paths);
                 let layer = index_layer(&open, note.lowest, &index, describe)?;
-                self.mounter.layer(&layer, &at)?
+                (self.mounter.layer(&layer, &at)?, Some(layer))
             }
-            Front::Inode => self.inodes(&open, &at)?,
+            Front::Inode => (self.inodes(&open, &at)?, None),
         };
+        self.metrics.took(Operation::FuseMount, &note.layer.to_string(), since.elapsed());
         let OpenLayer { content, spans, .. } = open;
-        let shown = Shown { mount, content, spans, prefetch: None };
+        let shown = Shown { mount, content, spans, layer, since, prefetch: None };
         self.registry.show(place.id, note, shown);
         Ok(())
     }
@@ -457,7 +484,11 @@ impl Layers {
     /// See to it that a snapshot's layer, if it is one of ours, can be read.
     pub fn ensure(&self, place: &Place) -> Result<(), LayerError> {
         match self.registry.state(place.id) {
-            State::Ordinary | State::Shown => Ok(()),
+            State::Ordinary => Ok(()),
+            State::Shown => {
+                self.make_direct(place);
+                Ok(())
+            }
             State::Corrupt(reason) => Err(LayerError::Corrupt(reason)),
             State::Noted(_) => {
                 let _one_at_a_time = self.wholes.lock(place.id);
@@ -475,6 +506,30 @@ impl Layers {
                 let open = self.work().open(&source, &note.descriptor(), note.diff_id, ztoc)?;
                 self.mount(open, note, place)
             }
+        }
+    }
+
+    /// Have the kernel alone show a layer that is complete.
+    fn make_direct(&self, place: &Place) {
+        let id = place.id;
+        // While it is taken, it looks as if it were to be mounted.
+        let _one_at_a_time = self.wholes.lock(id);
+        let Some(mut shown) = self.registry.take_complete(id, self.settle_time) else { return };
+        let at = place.directory.join("fs");
+        let layer = shown.layer.as_ref();
+        let direct = layer.map(|layer| self.mounter.direct(layer, &at, &mut shown.mount));
+        let old = match direct {
+            Some(Ok(Some(direct))) => Some(std::mem::replace(&mut shown.mount, direct)),
+            Some(Ok(None)) | None => None,
+            Some(Err(error)) => {
+                tracing::warn!(id, error = chain(&error), "the layer is served on");
+                None
+            }
+        };
+        self.registry.put_back(id, shown);
+        if let Some(old) = old {
+            tracing::info!(id, "the layer is complete: the kernel alone shows it from now on");
+            shown::unmount_later(id, old);
         }
     }
 
@@ -504,9 +559,10 @@ impl Layers {
         }
     }
 
-    /// Layers shown, and how many of them need this process.
-    pub fn counts(&self) -> (usize, usize) {
-        self.registry.counts()
+    /// The numbers of a scrape; `directory` tells where a snapshot is.
+    pub fn metrics(&self, directory: impl Fn(u64) -> PathBuf) -> String {
+        let place = |id| directory(id).display().to_string();
+        self.metrics.render(&self.registry.samples(place))
     }
 
     /// The process ends: stop what is under way, and leave mounts to the next one or take them away.

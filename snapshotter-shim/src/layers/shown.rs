@@ -5,17 +5,21 @@
 //!                  ▲               │ the daemon ends: mounts stay, those that need it are dead
 //!                  └───────────────┘ and made anew at the next start, from the note
 //! ```
+//!
+//! A layer that became complete gets a mount that the kernel serves alone, for containers made from
+//! then on; those that run keep the one that they have.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spanfs_cache::{Content, Image as Prefetch, Layer, Verification};
 use spanfs_layer::Digest;
-use spanfs_mount::{Busy, Ended, Mount};
+use spanfs_mount::{Busy, Ended, Mount, Mounter};
 
 use super::note::Note;
+use crate::metrics::LayerSample;
 
 /// A detach takes milliseconds; whoever still reads is left alone and served.
 const UNMOUNT_TIME: Duration = Duration::from_secs(2);
@@ -27,6 +31,9 @@ pub(super) struct Shown {
     pub(super) content: Arc<dyn Content>,
     /// None for a layer that is no more than a local file.
     pub(super) spans: Option<Arc<Layer>>,
+    /// What EROFS shows; none where we show inodes.
+    pub(super) layer: Option<spanfs_mount::Layer>,
+    pub(super) since: Instant,
     /// Fetches what nobody read yet, for the whole image; with its topmost layer.
     pub(super) prefetch: Option<Arc<Prefetch>>,
 }
@@ -64,6 +71,27 @@ impl Registry {
     pub(super) fn show(&self, id: u64, note: Arc<Note>, shown: Shown) {
         let old = self.entries.lock().insert(id, Entry { note, shown: Some(shown) });
         assert!(old.is_none_or(|old| old.shown.is_none()), "snapshot {id} is shown twice");
+    }
+
+    /// Take a layer that needs us no more, but whose mount does: shown for so long, and complete.
+    pub(super) fn take_complete(&self, id: u64, age: Duration) -> Option<Shown> {
+        let mut entries = self.entries.lock();
+        let is_ripe = |shown: &Shown| {
+            let is_direct = shown.layer.as_ref().is_some_and(Mounter::is_direct);
+            shown.needs_us() && shown.since.elapsed() >= age && is_direct
+        };
+        entries.get_mut(&id)?.shown.take_if(|shown| is_ripe(shown))
+    }
+
+    /// Put back what was taken. Unmounted if the snapshot was removed meanwhile.
+    pub(super) fn put_back(&self, id: u64, shown: Shown) {
+        let gone = match self.entries.lock().get_mut(&id) {
+            Some(entry) => entry.shown.replace(shown),
+            None => Some(shown),
+        };
+        if let Some(gone) = gone {
+            gone.unmount(id);
+        }
     }
 
     pub(super) fn state(&self, id: u64) -> State {
@@ -119,12 +147,26 @@ impl Registry {
         (layers, entries.values().filter_map(|entry| entry.note.ztoc).collect())
     }
 
-    /// How many are shown, and how many of these need us.
-    pub(super) fn counts(&self) -> (usize, usize) {
+    /// All that are shown, as numbers; `mount_point` tells where a snapshot is.
+    pub(super) fn samples(&self, mount_point: impl Fn(u64) -> String) -> Vec<LayerSample> {
         let entries = self.entries.lock();
-        let shown: Vec<_> = entries.values().filter_map(|entry| entry.shown.as_ref()).collect();
-        let served = shown.iter().filter(|shown| shown.needs_us()).count();
-        (shown.len(), served)
+        let sample = |(id, entry): (&u64, &Entry)| {
+            let shown = entry.shown.as_ref()?;
+            let mut sample = LayerSample {
+                digest: entry.note.layer.to_string(),
+                mount_point: mount_point(*id),
+                size: entry.note.size,
+                is_served: shown.needs_us(),
+                ..LayerSample::default()
+            };
+            if let Some(status) = shown.spans.as_ref().map(|spans| spans.status()) {
+                sample.fetched = status.fetched_bytes;
+                sample.fetches = status.fetches;
+                sample.failures = status.failures;
+            }
+            Some(sample)
+        };
+        entries.iter().filter_map(sample).collect()
     }
 
     /// Take away all but the snapshots that are wanted.
@@ -149,19 +191,31 @@ impl Registry {
     }
 }
 
+/// Unmount what containers may still use: they keep it, and it is served.
+pub(super) fn unmount_later(id: u64, mount: Mount) {
+    let unmount = move || unmount(id, mount);
+    if let Err(error) = std::thread::Builder::new().name("unmount".to_owned()).spawn(unmount) {
+        tracing::warn!(id, %error, "a mount is taken away without a look at its users");
+    }
+}
+
+fn unmount(id: u64, mount: Mount) {
+    match mount.unmount(UNMOUNT_TIME, Busy::Leave) {
+        Ok(Ended::Gone) => tracing::debug!(id, "layer unmounted"),
+        Ok(Ended::InUse) => tracing::info!(id, "layer unmounted; who uses it goes on"),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(id, error, "a layer stays mounted");
+        }
+    }
+}
+
 impl Shown {
     fn needs_us(&self) -> bool {
         self.mount.layers().iter().any(|front| *front != spanfs_mount::Shown::ErofsDirect)
     }
 
     fn unmount(self, id: u64) {
-        match self.mount.unmount(UNMOUNT_TIME, Busy::Leave) {
-            Ok(Ended::Gone) => tracing::debug!(id, "layer unmounted"),
-            Ok(Ended::InUse) => tracing::info!(id, "layer unmounted; who uses it goes on"),
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(id, error, "a layer stays mounted");
-            }
-        }
+        unmount(id, self.mount);
     }
 }

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use spanfs_registry::Registry;
+use spanfs_registry::{Auth, Bearer, Credentials, Fault, Faults, Nth, Registry, Rule};
+use tonic::Code;
 
+use crate::cri;
 use crate::node::Node;
 use crate::pull::{Containerd, Image, REMOTE, Rootfs, can_mount, image, mounts_below};
 
@@ -30,7 +32,11 @@ impl Drop for Root {
 }
 
 async fn start(root: &Path, namespace: &'static str) -> (Node, Containerd) {
-    let mut node = Node::start(root);
+    start_with(root, namespace, "").await
+}
+
+async fn start_with(root: &Path, namespace: &'static str, settings: &str) -> (Node, Containerd) {
+    let mut node = Node::start_with(root, settings);
     let client = node.connect().await;
     (node, Containerd::new(client, namespace))
 }
@@ -191,4 +197,136 @@ async fn namespaces_share_layers() {
     let (one, two) = tokio::join!(first.pull(&image), second.pull(&image));
     assert_eq!(one, two);
     assert_eq!(count(root.path(), "erofs"), 3);
+}
+
+/// Containers made after a layer is complete need no process of ours; those before keep what they have.
+#[tokio::test(flavor = "multi_thread")]
+async fn complete_layers_are_shown_by_the_kernel_alone() {
+    if !can_mount() {
+        return;
+    }
+    let root = Root::new();
+    let registry = Registry::builder().start().unwrap();
+    let image = image(&registry, "v2");
+    let settings = "[background_fetch]\nsilence_period_msec = 1\n";
+    let (node, mut containerd) = start_with(root.path(), "default", settings).await;
+    let top = containerd.pull(&image).await;
+    let (_, mount) = containerd.container(&top).await;
+    let first = Rootfs::mount(&mount, &root.path().join("first"));
+    check_tree(&first.0, "v2");
+    let deadline = std::time::Instant::now() + crate::node::PATIENCE;
+    let mount = loop {
+        let (_, mount) = containerd.container(&top).await;
+        if count(root.path(), "fuse.rawBridge") == 0 {
+            break mount;
+        }
+        assert!(std::time::Instant::now() < deadline, "the layers are never complete");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert_eq!(count(root.path(), "erofs"), 3, "the old mounts are out of sight");
+    let second = Rootfs::mount(&mount, &root.path().join("second"));
+    check_tree(&first.0, "v2");
+    check_tree(&second.0, "v2");
+    node.signal("KILL");
+    drop(node.wait());
+    fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    check_tree(&second.0, "v2");
+}
+
+const PARALLEL: &str = "
+[pull_modes.parallel_pull_unpack]
+enable = true
+discard_unpacked_layers = true
+concurrent_download_chunk_size = \"1mb\"
+max_concurrent_unpacks_per_image = 3
+";
+
+/// Images that nobody indexed come whole, all layers at once, and need no process afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_layers_are_pulled_in_parallel() {
+    if !can_mount() {
+        return;
+    }
+    let root = Root::new();
+    let registry = Registry::builder().start().unwrap();
+    let image = image(&registry, "plain");
+    let (node, mut containerd) = start_with(root.path(), "default", PARALLEL).await;
+    let top = containerd.pull(&image).await;
+    assert!(!containerd.stat(&top).await.labels.contains_key(REMOTE));
+    assert_eq!((count(root.path(), "erofs"), count(root.path(), "fuse.rawBridge")), (3, 0));
+    let (_, mount) = containerd.container(&top).await;
+    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    // The kernel alone shows it.
+    node.signal("KILL");
+    drop(node.wait());
+    check_tree(&rootfs.0, "plain");
+}
+
+/// What is not what its manifest promises is refused, and leaves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_layer_is_refused_and_the_next_try_works() {
+    if !can_mount() {
+        return;
+    }
+    let root = Root::new();
+    let registry = Registry::builder().start().unwrap();
+    let image = image(&registry, "plain");
+    let (_node, mut containerd) = start_with(root.path(), "default", PARALLEL).await;
+    let flip = Fault::Flip { at: 1000 };
+    let path = format!("/blobs/{}", image.layers[0].blob);
+    registry.set_faults(Faults::script([Rule::get(path, Nth::Every, flip)]));
+    let labels = Containerd::labels(&image, &image.layers[0]);
+    let status = containerd.extract("", labels).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.message().contains(&image.layers[0].blob.to_string()), "{status}");
+    assert_eq!(count(root.path(), "erofs"), 0);
+    let snapshots = root.path().join("state/snapshotter/snapshots");
+    assert_eq!(fs::read_dir(snapshots).unwrap().count(), 0);
+    registry.set_faults(Faults::none());
+    containerd.pull(&image).await;
+}
+
+/// Credentials that only the kubelet has, by way of our image service; also after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_with_the_logins_that_cri_brings() {
+    if !can_mount() {
+        return;
+    }
+    let root = Root::new();
+    let login = Bearer::new(Credentials::new("kubelet", "hush-hush"));
+    let registry = Registry::builder().auth(Auth::Bearer(login)).start().unwrap();
+    let image = image(&registry, "v2");
+    let backend = cri::Backend::start(&root.path().join("cri.sock"));
+    let settings = format!(
+        "metrics_network = \"unix\"\nmetrics_address = {0:?}\n\
+         [cri_keychain]\nenable_keychain = true\nimage_service_path = {1:?}\n",
+        root.path().join("metrics.sock"),
+        backend.socket
+    );
+    let (mut node, mut containerd) = start_with(root.path(), "k8s.io", &settings).await;
+    let channel = node.channel().await;
+    let answer = cri::pull(channel.clone(), &image.reference, "kubelet", "hush-hush").await;
+    assert_eq!(answer, backend.id);
+    assert_eq!(cri::unknown(channel.clone()).await, "of a newer version");
+    containerd.pull(&image).await;
+    let metrics = cri::scrape(&root.path().join("metrics.sock"));
+    for name in [
+        "soci_fs_operation_duration_milliseconds_count{operation_type=\"mount\",layer=\"sha256:",
+        "soci_fs_layer_size_bytes{digest=\"sha256:",
+        "soci_fs_operation_count{operation_type=\"fuse_mount_failure_count\",layer=\"\"} 0",
+        "spanfs_layers 3",
+    ] {
+        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    }
+    node.signal("TERM");
+    let (_, log) = node.wait();
+    assert!(!log.contains("hush"), "a password is in the log");
+
+    let (mut node, mut containerd) = start_with(root.path(), "k8s.io", &settings).await;
+    let top = &image.layers.last().unwrap().chain;
+    let (_, mount) = containerd.container(top).await;
+    check_tree(&Rootfs::mount(&mount, &root.path().join("rootfs")).0, "v2");
+    cri::remove(node.channel().await, &backend.id).await;
+    let kept = fs::read_to_string(root.path().join("state/spanfs/logins.json")).unwrap();
+    assert!(!kept.contains("hush"), "{kept}");
 }

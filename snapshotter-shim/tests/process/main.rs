@@ -2,6 +2,7 @@
 //!
 //! Each test has a root, a socket and a process of its own, ended with the test whatever comes.
 
+mod cri;
 mod death;
 mod lazy;
 mod life;

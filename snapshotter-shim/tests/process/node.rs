@@ -23,9 +23,16 @@ impl Node {
     /// Start at a socket below `root`, where also its state is. Whether overlayfs works is not tried,
     /// so that no test here needs to be root.
     pub(crate) fn start(root: &Path) -> Self {
+        Self::start_with(root, "")
+    }
+
+    /// The same with more settings.
+    pub(crate) fn start_with(root: &Path, settings: &str) -> Self {
         let socket = root.join("run/test.sock");
         let mut command = Command::new(PROGRAM);
-        command.arg("--address").arg(&socket).args(arguments(root)).stderr(Stdio::piped());
+        command.arg("--address").arg(&socket).args(arguments(root, settings));
+        // Nobody's own logins.
+        command.env("DOCKER_CONFIG", root).stderr(Stdio::piped());
         Self { child: command.spawn().unwrap(), socket }
     }
 
@@ -36,18 +43,22 @@ impl Node {
         let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
         command
             .args(["-c", script, "sh", PROGRAM, "--address", "fd://"])
-            .args(arguments(root))
+            .args(arguments(root, ""))
             .stdin(Stdio::from(OwnedFd::from(listener)))
             .stderr(Stdio::piped());
         Self { child: command.spawn().unwrap(), socket }
     }
 
     pub(crate) async fn connect(&mut self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.channel().await)
+    }
+
+    pub(crate) async fn channel(&mut self) -> Channel {
         let deadline = Instant::now() + PATIENCE;
         let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket.display())).unwrap();
         loop {
             match endpoint.connect().await {
-                Ok(channel) => return SnapshotsClient::new(channel),
+                Ok(channel) => return channel,
                 Err(error) => assert!(Instant::now() < deadline, "nobody listens: {error}"),
             }
             assert_eq!(self.child.try_wait().unwrap(), None, "the program ended");
@@ -84,8 +95,9 @@ impl Drop for Node {
     }
 }
 
-fn arguments(root: &Path) -> [PathBuf; 4] {
+fn arguments(root: &Path, settings: &str) -> [PathBuf; 4] {
     let config = root.join("config.toml");
-    std::fs::write(&config, "skip_check_snapshotter_supported = true\n").unwrap();
+    let text = format!("skip_check_snapshotter_supported = true\n{settings}");
+    std::fs::write(&config, text).unwrap();
     ["--root".into(), root.join("state"), "--config".into(), config]
 }
