@@ -443,6 +443,11 @@ impl Snapshotter {
         Ok(())
     }
 
+    /// Whether the latest [`Self::cleanup`] left something that was still in use.
+    pub fn has_leftovers(&self) -> bool {
+        self.layers.as_ref().is_some_and(|layers| layers.has_leftovers())
+    }
+
     /// Numbers for Prometheus.
     pub fn metrics(&self) -> String {
         let fs = |id| self.directories.fs(id);

@@ -1,6 +1,7 @@
 //! `containerd.services.snapshots.v1`: requests taken apart, answers put together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio_stream::Iter;
@@ -21,6 +22,9 @@ use crate::state::{Kind, LabelMask, Snapshot};
 
 /// Layers asked for at once; more wait. Half of the threads that calls have.
 const EXTRACTIONS_MAX: usize = 64;
+/// When to look again for what was still in use; longer each time.
+const SWEEP_DELAY_MIN: Duration = Duration::from_millis(500);
+const SWEEP_DELAY_MAX: Duration = Duration::from_secs(60);
 /// containerd's namespace.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
 
@@ -67,15 +71,29 @@ impl SnapshotsService {
 
 /// Remove directories whenever there may be some to remove, as long as anyone needs the snapshotter.
 async fn sweep(snapshotter: std::sync::Weak<Snapshotter>, removed: Arc<Notify>) {
+    let mut again: Option<Duration> = None;
     loop {
-        removed.notified().await;
+        match again {
+            None => removed.notified().await,
+            // Either way it is time to look.
+            Some(delay) => drop(tokio::time::timeout(delay, removed.notified()).await),
+        }
         let Some(snapshotter) = snapshotter.upgrade() else { return };
-        match tokio::task::spawn_blocking(move || snapshotter.cleanup()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => {
-                tracing::warn!(error = %status(&failure).message(), "cannot look for directories to remove");
+        let sweep = move || (snapshotter.cleanup(), snapshotter.has_leftovers());
+        match tokio::task::spawn_blocking(sweep).await {
+            Ok((outcome, left)) => {
+                if let Err(failure) = outcome {
+                    let error = status(&failure);
+                    tracing::warn!(error = %error.message(), "cannot look for directories to remove");
+                }
+                let longer =
+                    again.map_or(SWEEP_DELAY_MIN, |delay| (delay * 2).min(SWEEP_DELAY_MAX));
+                again = left.then_some(longer);
             }
-            Err(error) => tracing::error!(error = %error, "removing directories did not end"),
+            Err(error) => {
+                again = None;
+                tracing::error!(error = %error, "removing directories did not end");
+            }
         }
     }
 }

@@ -164,6 +164,7 @@ pub struct Layers {
     wholes: Wholes,
     registry: Registry,
     metrics: Arc<Metrics>,
+    leftovers: AtomicBool,
     /// Ends whole passes.
     stop: Arc<AtomicBool>,
 }
@@ -227,6 +228,7 @@ impl Layers {
             modes,
             registry: Registry::default(),
             metrics,
+            leftovers: AtomicBool::default(),
             stop: Arc::default(),
             images,
             cache,
@@ -546,17 +548,24 @@ impl Layers {
         self.registry.retain(is_wanted);
         self.wholes.forget_done();
         let (layers, ztocs) = self.registry.wanted();
+        let mut left = false;
         for layer in self.cache.layers().iter().filter(|layer| !layers.contains(layer)) {
             match self.cache.remove(layer) {
                 Ok(()) => tracing::debug!(%layer, "layer removed from the cache"),
-                // Of a snapshot that is about to be, or whose last user has not gone yet.
-                Err(CacheError::InUse { .. }) => {}
+                // Of a snapshot that is about to be, whose last user has not gone yet, or being hashed.
+                Err(CacheError::InUse { .. }) => left = true,
                 Err(error) => tracing::warn!(%layer, error = chain(&error), "a layer stays"),
             }
         }
+        self.leftovers.store(left, Ordering::Relaxed);
         if let Err(error) = Ztoc::sweep(&self.directory, |digest| ztocs.contains(digest)) {
             tracing::warn!(error = chain(&error), "zTOCs that nobody needs stay");
         }
+    }
+
+    /// Whether the latest [`Self::retain`] left something that was still in use.
+    pub fn has_leftovers(&self) -> bool {
+        self.leftovers.load(Ordering::Relaxed)
     }
 
     /// The numbers of a scrape; `directory` tells where a snapshot is.
