@@ -276,7 +276,8 @@ impl Driver {
                 (None, Err(GaveUp { class: Class::Retry, message }))
             }
             Ok(target) => {
-                let changed = source.target.as_ref().is_none_or(|old| old.id != target.id);
+                // A new URL of a host that asked for patience changes nothing for the host.
+                let changed = source.target.as_ref().is_none_or(|old| old.host != target.host);
                 let (host, expires) = (target.host.clone(), target.expires);
                 (Some(target), Ok(Located { host, expires, changed }))
             }
