@@ -383,13 +383,30 @@ fn slow_loris_is_left() {
     each(
         300_000,
         |request| match request.index {
-            0 => Answer::Drip(Duration::from_millis(20)),
+            0 => Answer::Drip(1, Duration::from_millis(20)),
             _ => Answer::Right,
         },
         |bench| {
             let begun = Instant::now();
             bench.expect(0..200_000);
             assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        },
+    );
+}
+
+#[test]
+fn connection_that_lags_far_behind_the_others_is_left() {
+    each(
+        1_000_000,
+        // 20 kB/s: no stall by itself, but nothing beside what the others bring
+        |request| match request.index {
+            0 => Answer::Drip(400, Duration::from_millis(20)),
+            _ => Answer::Right,
+        },
+        |bench| {
+            let begun = Instant::now();
+            bench.expect(0..1_000_000);
+            assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
         },
     );
 }

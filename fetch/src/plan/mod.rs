@@ -7,6 +7,7 @@
 mod blob;
 mod budget;
 mod source;
+mod speeds;
 mod types;
 mod whole;
 
@@ -25,6 +26,7 @@ use crate::retry::Backoff;
 use blob::{Blob, Want};
 use budget::Budget;
 pub(crate) use source::Located;
+use speeds::Speeds;
 pub use types::PlanOptions;
 pub(crate) use types::{
     Action, BlobId, Failure, FailureKind, Feed, GaveUp, Start, TransferId, WantId,
@@ -44,6 +46,7 @@ pub(crate) struct Plan {
     backoff: Backoff,
     /// Hosts without ranges, until when that is remembered.
     whole_hosts: BTreeMap<String, Instant>,
+    speeds: Speeds,
     /// When the next background transfer may start, under a cap.
     background_after: Option<Instant>,
     actions: VecDeque<Action>,
@@ -58,6 +61,9 @@ struct Transfer {
     priority: Priority,
     /// Parts requested and neither filled nor given up, in order.
     outstanding: Vec<(WantId, Range<u64>)>,
+    began: Instant,
+    /// When its speed was looked at, and what it had received.
+    looked_at: (Instant, u64),
     received: u64,
     progressed: bool,
     abandoned: bool,
@@ -83,6 +89,7 @@ impl Plan {
             started: BTreeSet::new(),
             transfers: BTreeMap::new(),
             whole_hosts: BTreeMap::new(),
+            speeds: Speeds::default(),
             background_after: None,
             actions: VecDeque::new(),
             id_next: 0,
@@ -244,7 +251,7 @@ impl Plan {
             wants.into_iter().for_each(|id| self.enqueue(id));
         }
         match result {
-            Ok(()) => self.handle_success(&transfer),
+            Ok(()) => self.handle_success(&transfer, now),
             Err(failure) => self.handle_failure(&transfer, failure, now),
         }
         self.forget_if_done(transfer.blob);
@@ -271,6 +278,7 @@ impl Plan {
     /// Fail what has waited too long. Call when `poll_timeout` has passed; harmless earlier.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.expire_locates(now);
+        self.abandon_laggards(now);
         let late = self.deadlines().filter(|&(at, _)| at <= now).map(|(_, id)| id);
         let late: Vec<WantId> = late.collect();
         for id in late {
@@ -297,7 +305,7 @@ impl Plan {
         let streams = self.transfers.values().filter_map(|transfer| transfer.stream?.parked);
         let streams = streams.map(|since| since + self.options.stream_idle);
         let background = self.background_after.filter(|_| !self.queue.is_empty());
-        wants.chain(blobs).chain(streams).chain(background).min()
+        wants.chain(blobs).chain(streams).chain(background).chain(self.look_at()).min()
     }
 
     /// Deadlines of wants whose blob is in trouble, and of the want that was started first.
@@ -349,7 +357,7 @@ impl Plan {
                 continue;
             }
             if self.blob_is_whole(blob) {
-                match self.start_whole(blob, priority) {
+                match self.start_whole(blob, priority, now) {
                     None => continue,
                     start => return start,
                 }
@@ -370,7 +378,7 @@ impl Plan {
             let seconds = (range.end - range.start) as f64 / rate.max(1) as f64;
             self.background_after = Some(now + Duration::from_secs_f64(seconds));
         }
-        let transfer = self.begin(blob_id, priority, segments.clone(), None)?;
+        let transfer = self.begin(blob_id, priority, segments.clone(), None, now)?;
         Some(Start { id: transfer, blob: blob_id, range, whole: false, segments })
     }
 
@@ -437,6 +445,7 @@ impl Plan {
         priority: Priority,
         outstanding: Vec<(WantId, Range<u64>)>,
         stream: Option<Stream>,
+        now: Instant,
     ) -> Option<TransferId> {
         let state = self.blobs.get_mut(&blob)?;
         for (_, range) in &outstanding {
@@ -450,6 +459,8 @@ impl Plan {
             generation,
             priority,
             outstanding,
+            began: now,
+            looked_at: (now, 0),
             received: 0,
             progressed: false,
             abandoned: false,

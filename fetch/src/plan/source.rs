@@ -80,7 +80,8 @@ impl Plan {
         true
     }
 
-    pub(super) fn handle_success(&mut self, transfer: &Transfer) {
+    pub(super) fn handle_success(&mut self, transfer: &Transfer, now: Instant) {
+        self.note_speed(transfer, now);
         if transfer.progressed {
             self.clear_trouble(transfer.blob);
         }

@@ -20,7 +20,12 @@ impl Plan {
         self.blobs.get(&id).is_some_and(|blob| self.whole_hosts.contains_key(&blob.host))
     }
 
-    pub(super) fn start_whole(&mut self, id: BlobId, priority: Priority) -> Option<Start> {
+    pub(super) fn start_whole(
+        &mut self,
+        id: BlobId,
+        priority: Priority,
+        now: Instant,
+    ) -> Option<Start> {
         // Not beside another stream; nor beside ranged requests that are about to fail, since the stream
         // would have passed their bytes by the time they are wanted again.
         if self.transfers.values().any(|transfer| transfer.blob == id) {
@@ -28,7 +33,7 @@ impl Plan {
         }
         let size = self.blobs.get(&id)?.size;
         let stream = Stream { position: 0, parked: None };
-        let transfer = self.begin(id, priority, Vec::new(), Some(stream))?;
+        let transfer = self.begin(id, priority, Vec::new(), Some(stream), now)?;
         Some(Start { id: transfer, blob: id, range: 0..size, whole: true, segments: Vec::new() })
     }
 

@@ -36,8 +36,8 @@ pub(crate) enum Answer {
     CutAfter(usize),
     /// The right header and so many bytes, then silence.
     StallAfter(usize),
-    /// One byte each time.
-    Drip(Duration),
+    /// So many bytes each time.
+    Drip(usize, Duration),
     /// These bytes as they are, then close.
     Raw(String),
     /// Close without a word.
@@ -230,10 +230,10 @@ impl Inner {
                 self.sleep(Duration::from_secs(60));
                 Ok(())
             }
-            Answer::Drip(pause) => {
+            Answer::Drip(len, pause) => {
                 let _ = send(full.as_bytes());
-                for byte in body {
-                    if send(&[*byte]).is_err() || self.stop.load(Ordering::SeqCst) {
+                for drop in body.chunks(len) {
+                    if send(drop).is_err() || self.stop.load(Ordering::SeqCst) {
                         break;
                     }
                     std::thread::sleep(pause);
