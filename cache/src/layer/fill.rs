@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spanfs_fetch::{FetchError, Fetched, Priority, Ticket, Want};
@@ -16,7 +17,15 @@ use super::{Layer, add};
 
 /// Spans under way, in shards so that readers of different spans seldom meet.
 #[derive(Default)]
-pub(super) struct Shards([Mutex<HashMap<u32, Pending>>; SHARD_COUNT]);
+pub(super) struct Shards([Mutex<Shard>; SHARD_COUNT]);
+
+#[derive(Default)]
+struct Shard {
+    /// Spans under way.
+    pending: HashMap<u32, Pending>,
+    /// Spans that failed late, with the error, until when it is given at once.
+    late: HashMap<u32, (Instant, ReadError)>,
+}
 
 /// More than the threads that read at once on machines of some dozen cores.
 const SHARD_COUNT: usize = 16;
@@ -27,6 +36,7 @@ struct Pending {
     /// Absent while it waits for its turn, or is checked.
     ticket: Option<Ticket>,
     waiters: Vec<Arc<Gather>>,
+    since: Instant,
     /// Fetches whose bytes were not what they should be.
     corrupt_count: u32,
 }
@@ -34,6 +44,10 @@ struct Pending {
 /// Times that a span is fetched before its bytes are called corrupt: another mirror may have better
 /// ones.
 const CORRUPT_COUNT_MAX: u32 = 2;
+
+/// A span that failed so late fails again at once for that long: after an error the kernel asks
+/// anew, in smaller and smaller pieces, and a reader's deadline must not be paid for each.
+const LATE: Duration = Duration::from_secs(2);
 
 /// What became of a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +59,7 @@ pub(crate) enum Wanted {
 }
 
 impl Shards {
-    fn of(&self, span: usize) -> &Mutex<HashMap<u32, Pending>> {
+    fn of(&self, span: usize) -> &Mutex<Shard> {
         let [first, ..] = &self.0;
         self.0.get(span % SHARD_COUNT).unwrap_or(first)
     }
@@ -58,8 +72,28 @@ impl Shards {
     /// Nobody waits any more.
     pub(super) fn cancel_all(&self) {
         for shard in &self.0 {
-            shard.lock().values().filter_map(|it| it.ticket.as_ref()).for_each(Ticket::cancel);
+            let shard = shard.lock();
+            shard.pending.values().filter_map(|it| it.ticket.as_ref()).for_each(Ticket::cancel);
         }
+    }
+}
+
+impl Shard {
+    fn note_late(&mut self, span: usize, since: Instant, error: &ReadError) {
+        let now = Instant::now();
+        self.late.retain(|_, (until, _)| *until > now);
+        if now.duration_since(since) >= LATE {
+            self.late.insert(span as u32, (now + LATE, error.clone()));
+        }
+    }
+
+    fn late_error(&mut self, span: usize) -> Option<ReadError> {
+        let (until, error) = self.late.get(&(span as u32))?;
+        if *until > Instant::now() {
+            return Some(error.clone());
+        }
+        self.late.remove(&(span as u32));
+        None
     }
 }
 
@@ -81,7 +115,7 @@ impl Layer {
                 return Wanted::There;
             }
             Life::Asked | Life::Verified => {
-                let Some(pending) = shard.get_mut(&(span as u32)) else {
+                let Some(pending) = shard.pending.get_mut(&(span as u32)) else {
                     unreachable!("span {span} is under way without an entry");
                 };
                 pending.waiters.extend(waiter.cloned());
@@ -93,10 +127,16 @@ impl Layer {
                 }
             }
             Life::Absent | Life::Claimed => {
+                if let (Some(waiter), Some(error)) = (waiter, shard.late_error(span)) {
+                    drop(shard);
+                    waiter.done(&Err(error));
+                    return Wanted::UnderWay;
+                }
                 self.lives.advance(span, Event::Ask);
                 let waiters = waiter.cloned().into_iter().collect();
-                let pending = Pending { priority, ticket: None, waiters, corrupt_count: 0 };
-                shard.insert(span as u32, pending);
+                let since = Instant::now();
+                let pending = Pending { priority, ticket: None, waiters, since, corrupt_count: 0 };
+                shard.pending.insert(span as u32, pending);
                 drop(shard);
                 self.works.ask((self.id, span as u32), self.compressed_len(span), priority);
             }
@@ -120,7 +160,7 @@ impl Layer {
 
     fn priority(&self, span: usize) -> Priority {
         let shard = self.shards.of(span).lock();
-        shard.get(&(span as u32)).map_or(Priority::Background, |pending| pending.priority)
+        shard.pending.get(&(span as u32)).map_or(Priority::Background, |pending| pending.priority)
     }
 
     /// A span's turn came: check what the file claims to hold, or fetch it.
@@ -170,7 +210,7 @@ impl Layer {
     /// The span may have ended already, or become more urgent meanwhile.
     fn note_ticket(&self, span: usize, priority: Priority, ticket: Ticket) {
         let mut shard = self.shards.of(span).lock();
-        let Some(pending) = shard.get_mut(&(span as u32)) else { return };
+        let Some(pending) = shard.pending.get_mut(&(span as u32)) else { return };
         pending.ticket = Some(ticket.clone());
         let now = pending.priority;
         drop(shard);
@@ -182,7 +222,7 @@ impl Layer {
     /// A span's bytes were not what they should be: true if it is to be fetched again.
     pub(super) fn retry_corrupt(&self, span: usize) -> bool {
         let mut shard = self.shards.of(span).lock();
-        let Some(pending) = shard.get_mut(&(span as u32)) else { return false };
+        let Some(pending) = shard.pending.get_mut(&(span as u32)) else { return false };
         pending.corrupt_count += 1;
         pending.corrupt_count < CORRUPT_COUNT_MAX
     }
@@ -190,7 +230,11 @@ impl Layer {
     /// A span came to its end, by its last event or an error: told to everybody who waits.
     pub(crate) fn settle(&self, span: usize, result: Result<Event, ReadError>) {
         let mut shard = self.shards.of(span).lock();
-        let waiters = shard.remove(&(span as u32)).map(|pending| pending.waiters);
+        let pending = shard.pending.remove(&(span as u32));
+        if let (Some(pending), Err(error)) = (&pending, &result) {
+            shard.note_late(span, pending.since, error);
+        }
+        let waiters = pending.map(|pending| pending.waiters);
         self.lives.advance(span, *result.as_ref().unwrap_or(&Event::Fail));
         drop(shard);
         let result = result.map(drop);

@@ -28,6 +28,7 @@ impl Layer {
         decoder: &mut Decoder,
     ) {
         let span = asked.span();
+        let cancelled = matches!(&result, Err(error) if error.class() == Class::Cancelled);
         let result = match result.map_err(|error| self.fetch_error(span, &error)) {
             Ok(fetched) => match self.check(span, fetched) {
                 Ok(verified) => self.inflate(span, verified, decoder),
@@ -38,7 +39,10 @@ impl Layer {
             Err(ReadError::Corrupt(_)) if self.retry_corrupt(span) => return self.fetch(asked),
             Err(error) => Err(error),
         };
-        if let Err(error) = &result {
+        if cancelled {
+            // As when a mount ends while its background is at work.
+            tracing::debug!(layer = %self.digest, span, "span no longer wanted");
+        } else if let Err(error) = &result {
             tracing::warn!(layer = %self.digest, span, %error, "span not to be had");
             add(&self.counters.failures, 1);
         }

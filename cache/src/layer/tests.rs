@@ -3,7 +3,7 @@ mod disk;
 mod golden;
 
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::open::{JOURNAL, LAYER, TAIL, ZTOC};
 use super::*;
@@ -138,6 +138,30 @@ fn faults_reach_the_reader_and_pass() {
     check(Fault::Lost, 1, |error| matches!(error, ReadError::Unavailable(_)));
     test.blob.fail(|_| Fault::None);
     assert_eq!(read(&layer, 0, 10).unwrap(), &test.content()[..10]);
+}
+
+#[test]
+fn late_failure_is_not_waited_for_again() {
+    let root = tempfile::tempdir().unwrap();
+    let place = Place::new(root.path());
+    let delay = Duration::from_millis(2100);
+    let test = TestLayer::of(TestBlob::with_delay(vec![7; SPAN], delay), SPAN, 0);
+    let layer = test.open(&place);
+    test.blob.fail(|_| Fault::Unreachable);
+    let begun = Instant::now();
+    read(&layer, 0, 10).unwrap_err();
+    assert!(begun.elapsed() >= delay);
+    // as the kernel does: the same again, in smaller pieces
+    for at in 0..10 {
+        let error = read(&layer, at, 1).unwrap_err();
+        assert!(matches!(error, ReadError::Unavailable(_)), "{error:?}");
+    }
+    assert_eq!(test.blob.wants(), 1);
+    assert!(begun.elapsed() < delay * 2, "{:?}", begun.elapsed());
+    // and a program that tries later is served
+    test.blob.fail(|_| Fault::None);
+    std::thread::sleep(delay);
+    assert_eq!(read(&layer, 0, 10).unwrap(), [7; 10]);
 }
 
 #[test]
