@@ -14,9 +14,7 @@ use spanfs::mounted::{MountStatus, Mounted, ShowError, ShowOptions, show};
 use spanfs_cache::{
     Background as CacheBackground, Cache, CacheOptions, Image as Prefetch, ImageSpec,
 };
-use spanfs_fetch::{
-    Class, CredentialSource, ImageRef, Login, ProxyOptions, RegistryOptions, Secret,
-};
+use spanfs_fetch::{Class, CredentialSource, ImageRef, ProxyOptions, RegistryOptions, Secret};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::{Descriptor, ImageConfig, Platform};
 use spanfs_mount::overlay::Upper;
@@ -68,12 +66,9 @@ impl Reached {
 }
 
 fn images_options(reaching: &Reaching) -> ImagesOptions {
-    let given = reaching.login.as_ref().map(|(username, password)| CredentialSource::Given {
+    let given = reaching.login.clone().map(|login| CredentialSource::Given {
         host: None,
-        login: Login::Password {
-            username: username.clone(),
-            password: Secret::new(password.clone()),
-        },
+        login,
         name: "SPANFS_USERNAME".to_owned(),
     });
     let docker = reaching.docker_config.clone().map(CredentialSource::DockerConfig);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use rustix::process::geteuid;
+use spanfs_fetch::{Login, Secret};
 
 use crate::arguments::{Access, Keep};
 use crate::failure::{Code, Failure};
@@ -22,7 +23,7 @@ pub(crate) struct Facts {
     pub(crate) cache_home: Option<PathBuf>,
     pub(crate) docker_config: Option<PathBuf>,
     pub(crate) username: Option<String>,
-    pub(crate) password: Option<String>,
+    pub(crate) password: Option<Secret>,
     pub(crate) http_proxy: Option<String>,
     pub(crate) https_proxy: Option<String>,
     pub(crate) no_proxy: Option<String>,
@@ -42,7 +43,7 @@ impl Facts {
             cache_home: path("XDG_CACHE_HOME"),
             docker_config: path("DOCKER_CONFIG"),
             username: text("SPANFS_USERNAME"),
-            password: text("SPANFS_PASSWORD"),
+            password: text("SPANFS_PASSWORD").map(Secret::new),
             http_proxy: either("HTTP_PROXY"),
             https_proxy: either("HTTPS_PROXY"),
             no_proxy: either("NO_PROXY"),
@@ -111,8 +112,8 @@ fn cache_dir(chosen: Option<PathBuf>, facts: &Facts) -> Result<PathBuf, Failure>
 pub(crate) struct Reaching {
     pub(crate) plain_http: bool,
     pub(crate) hosts_dirs: Vec<PathBuf>,
-    /// Name and password that win over the configuration file.
-    pub(crate) login: Option<(String, String)>,
+    /// What wins over the configuration file.
+    pub(crate) login: Option<Login>,
     pub(crate) docker_config: Option<PathBuf>,
     pub(crate) http_proxy: Option<String>,
     pub(crate) https_proxy: Option<String>,
@@ -121,7 +122,9 @@ pub(crate) struct Reaching {
 
 pub(crate) fn reaching(access: &Access, facts: &Facts) -> Result<Reaching, Failure> {
     let login = match (&facts.username, &facts.password) {
-        (Some(username), Some(password)) => Some((username.clone(), password.clone())),
+        (Some(username), Some(password)) => {
+            Some(Login::Password { username: username.clone(), password: password.clone() })
+        }
         (None, None) => None,
         _ => {
             let attempted = "reading credentials from the environment";
@@ -201,8 +204,10 @@ mod tests {
         let access = Access { plain_http: false, hosts_dir: None };
         let half = Facts { username: Some("u".into()), ..facts(true) };
         assert_eq!(reaching(&access, &half).unwrap_err().code(), Code::Usage);
-        let whole = Facts { password: Some("p".into()), ..half };
+        let whole = Facts { password: Some(Secret::new("open sesame")), ..half };
+        assert!(!format!("{whole:?}").contains("sesame"));
         let login = reaching(&access, &whole).unwrap().login;
-        assert_eq!(login, Some(("u".into(), "p".into())));
+        let password = Secret::new("open sesame");
+        assert_eq!(login, Some(Login::Password { username: "u".into(), password }));
     }
 }

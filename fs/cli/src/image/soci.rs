@@ -79,8 +79,10 @@ pub(super) async fn discover(
     search: &Search,
 ) -> Discovery {
     let found = find(source, manifest, digest, search).await;
-    found.unwrap_or_else(|error| Discovery::None {
-        reason: format!("the SOCI index can't be used: {error}"),
+    found.unwrap_or_else(|error| {
+        // Slower than it could be, and nobody would know why.
+        tracing::warn!(%error, "the SOCI index can't be used, so layers are fetched whole");
+        Discovery::None { reason: format!("the SOCI index can't be used: {error}") }
     })
 }
 
