@@ -2,8 +2,10 @@
 //! time, says why it skips, and may not skip where `SPANFS_TEST_STRICT=1`.
 
 mod erofs;
+mod faults;
 mod fuzz;
 mod mount;
 mod peers;
+mod scratch;
 mod token_server;
 mod trees;

@@ -5,73 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
-use tempfile::TempDir;
-
-use crate::peers::{DockerRegistry, Guarded, able, fixture, run, skopeo_copy, spanfs};
+use crate::peers::{DockerRegistry, Guarded, able, fixture, run, skopeo_copy};
+use crate::scratch::Scratch;
 use crate::token_server::TokenServer;
 use crate::trees::{self, look};
 
 const PEERS: &[&str] = &["docker-registry", "skopeo"];
-
-/// Scratch of one test: a cache of its own, and mounts that go when it goes.
-struct Scratch {
-    dir: TempDir,
-}
-
-impl Scratch {
-    fn new() -> Self {
-        Self { dir: TempDir::new().expect("temporary directory") }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// `spanfs` with the cache and runtime directory of this test.
-    fn spanfs(&self) -> Command {
-        let mut command = Command::new(spanfs());
-        command
-            .env("SPANFS_CACHE_DIR", self.path("cache"))
-            .env("XDG_RUNTIME_DIR", self.path("run"))
-            .env("DOCKER_CONFIG", self.path("docker"));
-        fs::create_dir_all(self.path("run")).expect("directory");
-        command
-    }
-
-    /// Mounts an image and returns the mount point.
-    fn mount(&self, image: &str, options: &[&str]) -> PathBuf {
-        let root = self.path("mnt");
-        fs::create_dir_all(&root).expect("directory");
-        run(self.spanfs().arg("mount").args(options).arg(image).arg(&root));
-        root
-    }
-
-    /// Makes the next mount a cold one.
-    fn forget(&self) {
-        fs::remove_dir_all(self.path("cache")).expect("remove");
-    }
-
-    fn umount(&self) {
-        run(self.spanfs().arg("umount").arg(self.path("mnt")));
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let root = self.path("mnt");
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        if mounts.contains(root.to_str().expect("text")) {
-            let _ = self.spanfs().arg("umount").arg(&root).status();
-        }
-    }
-}
-
-/// Of one mount: others may be running on this machine.
-fn status(scratch: &Scratch, root: &Path) -> Value {
-    let text = run(scratch.spanfs().args(["status", "--json"]).arg(root));
-    serde_json::from_str(&text).expect("JSON")
-}
 
 #[test]
 fn image_indexed_by_us_reads_right_in_every_byte() {
@@ -110,7 +49,7 @@ fn image_indexed_by_us_reads_right_in_every_byte() {
             ]));
             let root = scratch.mount(&target, &["--front", front]);
             trees::assert_same(&expected, &look(&root));
-            let status = status(&scratch, &root);
+            let status = scratch.status_of(&root);
             assert!(status.to_string().contains(front), "{front} in {status}");
             scratch.umount();
             scratch.forget();
@@ -243,7 +182,7 @@ fn kill_9_leaves_nothing_that_the_next_mount_cannot_clean() {
     let image = format!("oci:{}:fixture", plain.display());
     let root = scratch.mount(&image, &[]);
     trees::assert_same(&expected, &look(&root));
-    let process = status(&scratch, &root)["mounts"][0]["pid"].as_i64().expect("pid of the mount");
+    let process = scratch.status_of(&root)["mounts"][0]["pid"].as_i64().expect("pid of the mount");
     let process = rustix::process::Pid::from_raw(process.try_into().expect("a pid")).expect("pid");
     rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("kill");
     std::thread::sleep(Duration::from_millis(200));
