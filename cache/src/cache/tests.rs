@@ -114,7 +114,7 @@ fn a_trace_is_recorded_and_replayed_in_order() {
         let found: Vec<_> = trace.runs.iter().map(|(_, run)| run.start.0..run.end.0).collect();
         assert_eq!(found, expected);
         drop(layer);
-        cache.remove(&trace.layers[0]).unwrap();
+        wait_until("the layer's last user", || cache.remove(&trace.layers[0]).is_ok());
     }
     let cache = cache(root.path(), None);
     let layer = cache.layer(test.spec()).unwrap();
