@@ -316,13 +316,17 @@ fn remove_control_groups(id: &str) {
             }
         }
     }
+    // containerd's namespaces have groups too; those that others use stay, for they are not empty.
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        found.extend(["default", "k8s.io"].map(|namespace| hierarchy.path().join(namespace)));
+    }
+    found
+        .extend(["default", "k8s.io"].map(|namespace| Path::new("/sys/fs/cgroup").join(namespace)));
     // Deepest first.
     found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     for path in found {
-        // A group that a dying process still holds is empty and harmless; one above, of a containerd
-        // namespace, goes with its last.
-        let _ = fs::remove_dir(&path);
-        let _ = path.parent().map(fs::remove_dir);
+        // A group that a dying process still holds is empty and harmless.
+        let _ = fs::remove_dir(path);
     }
 }
 
