@@ -10,6 +10,8 @@ use tonic::{Code, Request};
 
 use crate::node::{CONTAINERD_SOCKET, Node};
 
+/// What [`Ctr::prepare_layer`] makes its layers part of; the caller creates it.
+pub(crate) const LEASE: &str = "pull";
 const CALL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// `ctr` with `--namespace`.
@@ -104,7 +106,7 @@ impl<'n> Ctr<'n> {
     }
 
     /// Prepares the extraction of a layer with labels of the caller's, as nerdctl's pull does;
-    /// panics unless the daemon shows the layer by itself.
+    /// panics unless the daemon shows the layer by itself. The lease [`LEASE`] holds it.
     #[track_caller]
     pub(crate) fn prepare_layer(&self, key: &str, parent: &str, labels: &[(String, String)]) {
         let runtime =
@@ -120,6 +122,8 @@ impl<'n> Ctr<'n> {
         let mut request = Request::new(message);
         let namespace = self.namespace.parse().expect("a header's value");
         request.metadata_mut().insert("containerd-namespace", namespace);
+        // Without it, the garbage collector takes the layer before a container is made of it.
+        request.metadata_mut().insert("containerd-lease", LEASE.parse().expect("a header's value"));
         let answer = runtime.block_on(async {
             let channel = Endpoint::from_shared(format!("unix://{}", socket.display()))
                 .expect("a socket's path")

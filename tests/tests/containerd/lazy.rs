@@ -5,6 +5,7 @@ use spanfs_registry::{Link, Registry};
 use spanfs_tests::peers::{DockerRegistry, Guarded, ReferrersRegistry, able};
 
 use crate::cri::Cri;
+use crate::ctr::LEASE;
 use crate::image::{Image, Layer, noise};
 use crate::node::{Node, Setup};
 use crate::versions::{Version, on_each_containerd};
@@ -128,6 +129,7 @@ fn index_is_named_by_a_label(version: Version) {
 
     let node = Node::start(&Setup { config: V1_ONLY, ..Setup::of(version) });
     let ctr = node.default();
+    ctr.ctr(&["leases", "create", "--id", LEASE]);
     ctr.ctr(&["content", "fetch", "--plain-http", &reference]);
     let layers: Vec<_> = (0..3).map(|layer| image.blob(layer)).collect();
     let list = |from: usize, of: fn(&(Digest, u64)) -> String| {
