@@ -33,4 +33,5 @@ pub use content::{Content, ReadError, ReadReply};
 pub use error::CacheError;
 pub use layer::{KnownLayer, Layer, LayerSpec, LayerStatus, Role, Verification};
 pub use prefetch::{Background, Image, ImageSpec, ImageStatus, Trace, TraceError};
+pub use sys::give_back_memory;
 pub use whole::{LocalLayer, Origin, Whole, WholeSpec, WholeToc};

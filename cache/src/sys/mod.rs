@@ -1,11 +1,14 @@
-//! The only unsafe code of this crate: two C interfaces to DEFLATE behind safe types.
+//! The only unsafe code of this crate: two C interfaces to DEFLATE and one to the allocator, behind
+//! safe types.
 //!
 //! [`WholeStream`] decodes complete streams, twice as fast; [`Inflater`] decodes anything, piece by
 //! piece, from any bit, and stops at block boundaries on request.
-#![expect(unsafe_code, reason = "the decoders have C interfaces")]
+#![expect(unsafe_code, reason = "decoders and allocator have C interfaces")]
 
+mod memory;
 mod stream;
 mod whole;
 
+pub use memory::give_back_memory;
 pub(crate) use stream::{Format, Inflater, Stop};
 pub(crate) use whole::{WholeError, WholeStream, crc32, crc32_append};

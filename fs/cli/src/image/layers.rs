@@ -334,7 +334,11 @@ impl Layers {
     pub fn forget_tocs(&self, images: &Images) {
         self.forget_kept_tocs();
         let tocs: Vec<_> = self.tocs().cloned().collect();
-        images.later.add(move || tocs.iter().for_each(|toc| toc.forget()));
+        images.later.add(move || {
+            tocs.iter().for_each(|toc| toc.forget());
+            // What indexes and trees were made of is garbage by now too.
+            spanfs_cache::give_back_memory();
+        });
     }
 
     /// The same for what is kept already.
