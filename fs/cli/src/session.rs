@@ -26,8 +26,8 @@ use crate::failure::{Code, Failure};
 use crate::output::{Bar, Output};
 use crate::settings::{Background, Keeping, Reaching};
 
-/// Time for readers of a mount that is taken away.
-const UNMOUNT_TIME: Duration = Duration::from_secs(5);
+/// Time for readers of a mount that is taken away; the kernel needs 60 ms a layer.
+const UNMOUNT_TIME: Duration = Duration::from_secs(15);
 
 /// How an image is reached.
 pub(crate) struct Reached {

@@ -47,6 +47,9 @@ impl Environment {
     }
 }
 
+/// Retries unless the settings file says otherwise.
+const RETRIES_DEFAULT: u32 = 8;
+
 /// What the fetcher is to be told. `hosts` is a directory with the mirrors of the settings file.
 pub(super) fn images_options(
     settings: &Settings,
@@ -69,6 +72,13 @@ pub(super) fn images_options(
     let mut engine = EngineOptions::default();
     let blob = settings.blob_retry;
     engine.connect_timeout = settings.connect_timeout;
+    let tries = blob.retries_max.saturating_add(1);
+    engine.plan.retry.tries_max = match blob.retries_max < RETRIES_DEFAULT {
+        true => tries,
+        // The peer's default is over after 8 s, and readers get errors from a registry that only
+        // restarts: unless told to hurry, the deadline ends it.
+        false => tries.max(engine.plan.retry.tries_max),
+    };
     engine.plan.retry.delay_first = blob.wait_min.max(DELAY_MIN);
     engine.plan.retry.delay_max = engine.plan.retry.delay_max.min(blob.wait_max);
     engine.plan.retry.deadline = engine.plan.retry.deadline.min(settings.blob_timeout);
@@ -135,6 +145,7 @@ pub(super) fn write_hosts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn mirrors_come_first_and_only_serve_content() {
@@ -158,6 +169,18 @@ mod tests {
         assert!(!hosts.join("docker.io").exists(), "older settings are gone");
         assert_eq!(std::fs::read_to_string(hosts.join("r.example:5000/hosts.toml")).unwrap(), text);
         assert!(write_hosts(&hosts, &of("../x")).is_err());
+    }
+
+    #[test]
+    fn retries_of_blobs_are_as_configured() {
+        let environment = Environment::of(|_| None);
+        let tries = |text: &str| {
+            let settings = Config::parse(text).unwrap().settings;
+            images_options(&settings, &environment, Path::new("/none")).engine.plan.retry.tries_max
+        };
+        assert_eq!(tries("[blob]\nmax_retries = 2"), 3);
+        assert_eq!(tries("[blob]\nmax_retries = 100"), 101);
+        assert_eq!(tries(""), EngineOptions::default().plan.retry.tries_max);
     }
 
     #[test]
