@@ -19,6 +19,7 @@ pub mod grpc;
 pub mod layers;
 pub mod metrics;
 pub mod snapshotter;
+pub mod soci;
 pub mod state;
 pub mod store;
 

@@ -71,6 +71,33 @@ impl LayoutWriter {
 
     /// List a manifest in `index.json`, under a name or without one. A name moves from where it was.
     pub fn list(&self, descriptor: &Descriptor, name: Option<&str>) -> Result<(), LayoutError> {
+        self.edit(|index| {
+            let named = |it: &Descriptor| it.annotations.get(REF_NAME).map(String::as_str) == name;
+            index.manifests.retain(|it| match name {
+                Some(_) => !named(it),
+                None => !(named(it) && it.digest == descriptor.digest),
+            });
+            let mut entry = descriptor.clone();
+            entry.annotations.remove(REF_NAME);
+            if let Some(name) = name {
+                entry.annotations.insert(REF_NAME.to_owned(), name.to_owned());
+            }
+            index.manifests.push(entry);
+        })
+    }
+
+    /// Take a manifest out of `index.json`, under whatever names, and delete it. What it names stays.
+    pub fn remove(&self, digest: &Digest) -> Result<(), LayoutError> {
+        self.edit(|index| index.manifests.retain(|it| it.digest != *digest))?;
+        let path = self.path.join(blob_path(digest));
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io("removing", &path, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Replace `index.json`, against all others who do so.
+    fn edit(&self, change: impl FnOnce(&mut Index)) -> Result<(), LayoutError> {
         let lock_path = self.path.join("oci-layout");
         let lock = File::open(&lock_path).map_err(|error| io("opening", &lock_path, &error))?;
         // Held while the index is read and replaced; ends with the file.
@@ -85,17 +112,7 @@ impl LayoutWriter {
             path: self.path.clone(),
             reason: error.to_string(),
         })?;
-        let named = |it: &Descriptor| it.annotations.get(REF_NAME).map(String::as_str) == name;
-        index.manifests.retain(|it| match name {
-            Some(_) => !named(it),
-            None => !(named(it) && it.digest == descriptor.digest),
-        });
-        let mut entry = descriptor.clone();
-        entry.annotations.remove(REF_NAME);
-        if let Some(name) = name {
-            entry.annotations.insert(REF_NAME.to_owned(), name.to_owned());
-        }
-        index.manifests.push(entry);
+        change(&mut index);
         self.put(&path, &mut index.to_canonical().as_slice())
     }
 

@@ -12,6 +12,7 @@ mod write;
 
 pub use content::{ContentInfo, ContentStore, ReadStream, StreamReader};
 pub use error::{ClientError, Fault};
+pub(crate) use images::descriptor as message_of;
 pub use images::{ImageRecord, Images};
 pub use leases::{Lease, Leases};
 pub use write::{ContentWriter, Written};

@@ -2,3 +2,7 @@
 
 mod client;
 mod containerd;
+mod end_to_end;
+mod golden;
+mod image;
+mod stores;

@@ -214,6 +214,21 @@ pub fn index_digest(image: &Manifest) -> Option<&str> {
     image.annotations.get(INDEX_DIGEST).map(String::as_str).filter(|digest| !digest.is_empty())
 }
 
+/// Layer that an entry of an index belongs to; text, as it may be no digest.
+pub fn layer_digest(entry: &Descriptor) -> Option<&str> {
+    entry.annotations.get(LAYER_DIGEST).map(String::as_str)
+}
+
+/// Span size that a zTOC was built with, as its entry says; releases before 0.12 did not.
+pub fn span_size(entry: &Descriptor) -> Option<u64> {
+    entry.annotations.get(SPAN_SIZE)?.parse().ok()
+}
+
+/// Image manifest that the entry of a SOCI index in an image index belongs to.
+pub fn image_manifest_digest(entry: &Descriptor) -> Option<&str> {
+    entry.annotations.get(IMAGE_MANIFEST_DIGEST).map(String::as_str)
+}
+
 /// Index of version 1 among an image's referrers: the first one.
 pub fn first_v1_referrer(referrers: &Index) -> Option<&Descriptor> {
     let artifact_type = Version::V1.artifact_type();
