@@ -170,8 +170,8 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Get ready below `root`; `None` on a machine that can't show layers at all. Mounts that an earlier process left below `snapshots` are taken away:
-    /// containers that use them keep them.
+    /// Get ready below `root`; `None` on a machine that can't show layers at all. Mounts that an
+    /// earlier process left below `snapshots` are taken away: containers that use them keep them.
     pub fn start(
         root: &Path,
         snapshots: &Path,
