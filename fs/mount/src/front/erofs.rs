@@ -18,7 +18,7 @@ pub fn mount(
     mount_point: &Path,
 ) -> Result<(), KernelMountError> {
     // Devices and setuid programs work, as they do in a directory of unpacked files.
-    context(index, data, mount_point)?.mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
+    make(index, data, mount_point, |it| it.mount(MountAttrFlags::MOUNT_ATTR_RDONLY))
 }
 
 /// The same below what is mounted there, which must be unmounted for it to be seen.
@@ -27,19 +27,21 @@ pub(crate) fn mount_beneath(
     data: BorrowedFd<'_>,
     mount_point: &Path,
 ) -> Result<(), KernelMountError> {
-    context(index, data, mount_point)?.mount_beneath(MountAttrFlags::MOUNT_ATTR_RDONLY)
+    make(index, data, mount_point, |it| it.mount_beneath(MountAttrFlags::MOUNT_ATTR_RDONLY))
 }
 
-fn context(
+fn make(
     index: &Path,
     data: BorrowedFd<'_>,
     mount_point: &Path,
-) -> Result<Context, KernelMountError> {
+    place: impl FnOnce(Context) -> Result<(), KernelMountError>,
+) -> Result<(), KernelMountError> {
     let context = Context::open("erofs", mount_point)?;
-    let source = ShortPath::to(index);
-    let source = source.as_ref().map_or(index.as_os_str(), ShortPath::as_os_str);
+    // The kernel opens it when the mount is made: until then the short name must stay.
+    let short = ShortPath::to(index);
+    let source = short.as_ref().map_or(index.as_os_str(), ShortPath::as_os_str);
     context.set("source", source)?;
     let device = through(data);
     context.set("device", AsRef::<OsStr>::as_ref(&device))?;
-    Ok(context)
+    place(context)
 }
