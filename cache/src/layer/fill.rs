@@ -45,9 +45,11 @@ struct Pending {
 /// ones.
 const CORRUPT_COUNT_MAX: u32 = 2;
 
-/// A span that failed so late fails again at once for that long: after an error the kernel asks
-/// anew, in smaller and smaller pieces, and a reader's deadline must not be paid for each.
+/// A span that failed so late fails at once when it is asked for again directly: after an error the
+/// kernel asks anew, in smaller and smaller pieces, and a reader's deadline must not be paid for each.
 const LATE: Duration = Duration::from_secs(2);
+/// The kernel asks again within microseconds; a program that starts anew takes longer.
+const LATE_MEMORY: Duration = Duration::from_millis(250);
 
 /// What became of a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Shard {
         let now = Instant::now();
         self.late.retain(|_, (until, _)| *until > now);
         if now.duration_since(since) >= LATE {
-            self.late.insert(span as u32, (now + LATE, error.clone()));
+            self.late.insert(span as u32, (now + LATE_MEMORY, error.clone()));
         }
     }
 

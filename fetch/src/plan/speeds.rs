@@ -33,11 +33,16 @@ impl Plan {
                 continue;
             }
             transfer.looked_at = (now, transfer.received);
-            let Some(blob) = self.blobs.get(&transfer.blob) else { continue };
+            let Some(blob) = self.blobs.get_mut(&transfer.blob) else { continue };
             let least = self.speeds.least(&blob.host) as f64 * passed.as_secs_f64();
-            // Before the first byte it is the reply's deadline that counts.
-            if before > 0 && ((transfer.received - before) as f64) < least {
+            let brought = transfer.received - before;
+            // Before the first byte it is the reply's deadline that counts, and where nothing comes at
+            // all the connection's own: both are failures of the host.
+            if before > 0 && brought > 0 && (brought as f64) < least {
                 transfer.abandoned = true;
+                if !transfer.progressed {
+                    blob.trouble_since.get_or_insert(now);
+                }
                 self.speeds.halve(&blob.host);
                 self.actions.push_back(Action::Abandon(id));
             }
