@@ -195,9 +195,11 @@ fn misses_have_a_deadline_and_a_limit() {
         kernel.wait_for_fills(unique as usize - 29);
     }
     assert_eq!(kernel.ask(opcode::READ, 32, 2, &window_body(0, 1)), (32, EIO, Vec::new()));
-    assert_eq!(kernel.reply(), (30, EIO, Vec::new()));
+    // Deadlines a moment apart are answered by whichever thread wakes first.
+    let mut replies = [kernel.reply(), kernel.reply()];
+    replies.sort();
     assert!(start.elapsed() >= read_deadline);
-    assert_eq!(kernel.reply(), (31, EIO, Vec::new()));
+    assert_eq!(replies, [(30, EIO, Vec::new()), (31, EIO, Vec::new())]);
     kernel.toy.is_present.store(true, Ordering::Relaxed);
     kernel.take_fill()(Ok(())); // Too late, and no harm.
     assert_eq!(kernel.ask(opcode::READ, 33, 2, &window_body(0, 1)), (33, 0, vec![7]));
