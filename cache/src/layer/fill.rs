@@ -48,8 +48,9 @@ const CORRUPT_COUNT_MAX: u32 = 2;
 /// A span that failed so late fails at once when it is asked for again directly: after an error the
 /// kernel asks anew, in smaller and smaller pieces, and a reader's deadline must not be paid for each.
 const LATE: Duration = Duration::from_secs(2);
-/// The kernel asks again within microseconds; a program that starts anew takes longer.
-const LATE_MEMORY: Duration = Duration::from_millis(250);
+/// The kernel asks again within microseconds; a program that starts anew takes longer (0.1 s for a
+/// container), and must not meet an old error.
+const LATE_MEMORY: Duration = Duration::from_millis(50);
 
 /// What became of a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
