@@ -162,6 +162,11 @@ fn ranges_of_all_sizes() {
             let requests = bench.server.requests();
             assert!(requests.iter().all(|request| request.head.contains("X-Test: yes")));
             assert!(bench.server.connections() <= 8, "{}", bench.server.connections());
+            // The counters are set once all that was to be told has been told.
+            let end = Instant::now() + PATIENCE;
+            while bench.engine.stats().transfers > 0 && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             let stats = bench.engine.stats();
             assert_eq!((stats.transfers, stats.inflight_bytes, stats.failures), (0, 0, 0));
             assert_eq!(stats.requests, requests.len() as u64);
