@@ -4,6 +4,7 @@ pub mod connection;
 mod dev;
 pub mod fuse3;
 mod options;
+mod protocol;
 mod server;
 mod session;
 

@@ -4,9 +4,9 @@ use std::os::fd::AsFd;
 
 use parking_lot::Mutex;
 
-use super::abi::OUT_HEADER_LEN;
-use super::reply;
 use crate::transport::READ_LEN_MAX;
+use crate::transport::protocol::abi::OUT_HEADER_LEN;
+use crate::transport::protocol::reply;
 
 /// What copies to and from the page cache like best.
 const ALIGNMENT: usize = 4096;

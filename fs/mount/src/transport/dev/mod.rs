@@ -1,17 +1,11 @@
 //! FUSE by a loop of our own on `/dev/fuse`, where we are privileged.
 //!
 //! A hit is answered on the thread that took the request, by one write(2); a miss on the thread that
-//! brought the bytes. All mounts of a process share a few threads. Layers, from the bottom: numbers
-//! ([`abi`]), codec ([`request`], [`reply`], [`init`]), meaning ([`answer`]), threads ([`serve`]).
+//! brought the bytes. All mounts of a process share a few threads ([`serve`]).
 
-mod abi;
-mod answer;
 mod buffer;
-mod init;
 mod misses;
 mod mounted;
-pub(crate) mod reply;
-mod request;
 mod serve;
 
 use std::io;
@@ -27,6 +21,7 @@ use self::mounted::{Mounted, Pace};
 use self::serve::Shared;
 use super::connection::Connection;
 use super::options::{FuseOptions, READ_LEN_MAX, ServerOptions, Transport};
+use super::protocol::init;
 use super::server::{Place, ServeError};
 use super::session::{End, Session};
 use crate::filesystem::Filesystem;

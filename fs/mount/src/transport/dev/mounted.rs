@@ -9,9 +9,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::io::Errno as Code;
 
-use super::init::TooOld;
-use super::request::Operation;
 use crate::filesystem::Filesystem;
+use crate::transport::protocol::init::TooOld;
+use crate::transport::protocol::request::Operation;
 use crate::transport::server::Place;
 use crate::transport::session::End;
 

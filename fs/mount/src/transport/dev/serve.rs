@@ -17,15 +17,15 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll};
 use rustix::io::Errno as Code;
 
-use super::abi;
-use super::answer::{Answer, answer, read};
 use super::buffer::{Buffer, Spares, send_code};
-use super::init::Negotiated;
 use super::misses::{Miss, MissId, Misses};
 use super::mounted::Mounted;
-use super::request::{Malformed, Request};
 use crate::Errno;
 use crate::transport::ServerOptions;
+use crate::transport::protocol::abi;
+use crate::transport::protocol::answer::{Answer, answer, read};
+use crate::transport::protocol::init::Negotiated;
+use crate::transport::protocol::request::{Malformed, Request};
 
 /// Room for a request: the kernel wants [`abi::READ_BUFFER_LEN_MIN`], forgets come in greater lots.
 const REQUEST_LEN_MAX: usize = 8 * abi::READ_BUFFER_LEN_MIN;

@@ -20,7 +20,7 @@ use super::buffers::Buffers;
 use crate::Errno;
 use crate::filesystem::{Attributes, FileType, Filesystem, Ino, Open};
 use crate::transport::READ_LEN_MAX;
-use crate::transport::dev::reply::encode_device;
+use crate::transport::protocol::reply::encode_device;
 
 /// Nothing ever changes: 136 years, far from any overflow in the kernel.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);

@@ -6,10 +6,10 @@ use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
-use crate::transport::dev::abi::opcode;
-use crate::transport::dev::answer::tests::{BAD, LATE_BAD, SLOW, Toy};
 use crate::transport::dev::mounted::Pace;
-use crate::transport::dev::request::tests::{init_body, message, window_body};
+use crate::transport::protocol::abi::opcode;
+use crate::transport::protocol::answer::tests::{BAD, LATE_BAD, SLOW, Toy};
+use crate::transport::protocol::request::tests::{init_body, message, window_body};
 use crate::transport::session::End;
 
 struct Kernel {

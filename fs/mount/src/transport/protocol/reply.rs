@@ -7,24 +7,24 @@ use crate::filesystem::{Attributes, DirectoryEntry, FileType, Statfs};
 const FOREVER: u64 = u32::MAX as u64;
 
 /// The body of a reply being written: what does not fit is refused whole.
-pub(super) struct Body<'a> {
+pub(crate) struct Body<'a> {
     bytes: &'a mut [u8],
     len: usize,
 }
 
 impl<'a> Body<'a> {
     /// An empty body in `bytes`.
-    pub(super) fn new(bytes: &'a mut [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a mut [u8]) -> Self {
         Self { bytes, len: 0 }
     }
 
     /// Bytes written so far.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Append, if there is room.
-    pub(super) fn put(&mut self, bytes: &[u8]) -> Option<()> {
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Option<()> {
         let end = self.len.checked_add(bytes.len())?;
         self.bytes.get_mut(self.len..end)?.copy_from_slice(bytes);
         self.len = end;
@@ -32,7 +32,7 @@ impl<'a> Body<'a> {
     }
 
     /// `fuse_entry_out`. Node 0 with a time to live is a negative entry: the kernel won't ask again.
-    pub(super) fn entry(&mut self, attributes: Option<&Attributes>) -> Option<()> {
+    pub(crate) fn entry(&mut self, attributes: Option<&Attributes>) -> Option<()> {
         let mut out = Record::<{ abi::ENTRY_OUT_LEN }>::new();
         out.u64(attributes.map_or(0, |attributes| attributes.ino.0));
         out.u64(0); // Generation: numbers are never reused.
@@ -44,21 +44,21 @@ impl<'a> Body<'a> {
     }
 
     /// `fuse_attr_out`.
-    pub(super) fn attributes(&mut self, attributes: &Attributes) -> Option<()> {
+    pub(crate) fn attributes(&mut self, attributes: &Attributes) -> Option<()> {
         let mut out = Record::<{ abi::ATTR_OUT_LEN }>::new();
         out.u64(FOREVER).u32(0).u32(0).attr(attributes);
         self.put(&out.bytes)
     }
 
     /// `fuse_open_out` with `FOPEN_*` flags; handles mean nothing here.
-    pub(super) fn open(&mut self, flags: u32) -> Option<()> {
+    pub(crate) fn open(&mut self, flags: u32) -> Option<()> {
         let mut out = Record::<{ abi::OPEN_OUT_LEN }>::new();
         out.u64(0).u32(flags);
         self.put(&out.bytes)
     }
 
     /// `fuse_statfs_out`.
-    pub(super) fn statfs(&mut self, figures: Statfs) -> Option<()> {
+    pub(crate) fn statfs(&mut self, figures: Statfs) -> Option<()> {
         const BLOCK: u32 = 512;
         const NAME_LEN_MAX: u32 = 255;
         let mut out = Record::<{ abi::STATFS_OUT_LEN }>::new();
@@ -68,14 +68,14 @@ impl<'a> Body<'a> {
     }
 
     /// `fuse_getxattr_out`.
-    pub(super) fn xattr_len(&mut self, len: u32) -> Option<()> {
+    pub(crate) fn xattr_len(&mut self, len: u32) -> Option<()> {
         let mut out = Record::<{ abi::GETXATTR_OUT_LEN }>::new();
         out.u32(len);
         self.put(&out.bytes)
     }
 
     /// `fuse_dirent`, or `fuse_direntplus` with `plus`.
-    pub(super) fn directory_entry(&mut self, entry: &DirectoryEntry<'_>, plus: bool) -> Option<()> {
+    pub(crate) fn directory_entry(&mut self, entry: &DirectoryEntry<'_>, plus: bool) -> Option<()> {
         let name_len = u32::try_from(entry.name.len()).ok()?;
         let head = if plus { abi::ENTRY_OUT_LEN } else { 0 } + abi::DIRENT_NAME_AT;
         let whole = head.checked_add(entry.name.len())?.checked_next_multiple_of(8)?;
@@ -98,13 +98,13 @@ impl<'a> Body<'a> {
 }
 
 /// A structure of fixed length: fields in order, zeros where nothing was written.
-pub(super) struct Record<const LEN: usize> {
-    pub(super) bytes: [u8; LEN],
+pub(crate) struct Record<const LEN: usize> {
+    pub(crate) bytes: [u8; LEN],
     len: usize,
 }
 
 impl<const LEN: usize> Record<LEN> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { bytes: [0; LEN], len: 0 }
     }
 
@@ -116,15 +116,15 @@ impl<const LEN: usize> Record<LEN> {
         self
     }
 
-    pub(super) fn u16(&mut self, value: u16) -> &mut Self {
+    pub(crate) fn u16(&mut self, value: u16) -> &mut Self {
         self.field(value.to_ne_bytes())
     }
 
-    pub(super) fn u32(&mut self, value: u32) -> &mut Self {
+    pub(crate) fn u32(&mut self, value: u32) -> &mut Self {
         self.field(value.to_ne_bytes())
     }
 
-    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
+    pub(crate) fn u64(&mut self, value: u64) -> &mut Self {
         self.field(value.to_ne_bytes())
     }
 
@@ -142,7 +142,7 @@ impl<const LEN: usize> Record<LEN> {
 }
 
 /// `fuse_out_header` of a reply with `body_len` bytes behind it; `error` is an errno, or 0.
-pub(super) fn header(unique: u64, error: i32, body_len: usize) -> [u8; abi::OUT_HEADER_LEN] {
+pub(crate) fn header(unique: u64, error: i32, body_len: usize) -> [u8; abi::OUT_HEADER_LEN] {
     let mut out = Record::<{ abi::OUT_HEADER_LEN }>::new();
     out.u32((abi::OUT_HEADER_LEN + body_len) as u32).u32((-error).cast_unsigned()).u64(unique);
     out.bytes
@@ -166,4 +166,4 @@ pub(crate) fn encode_device((major, minor): (u32, u32)) -> u32 {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::filesystem::Ino;
-use crate::transport::dev::abi::header::{Header, installed};
+use crate::transport::protocol::abi::header::{Header, installed};
 
-pub(in super::super) fn attributes() -> Attributes {
+pub(crate) fn attributes() -> Attributes {
     Attributes {
         ino: Ino(0x0102_0304_0506_0708),
         file_type: FileType::CharDevice,

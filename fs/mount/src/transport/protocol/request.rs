@@ -4,17 +4,17 @@ use super::abi::{self, opcode};
 
 /// One request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// Names it in the reply.
-    pub(super) unique: u64,
+    pub(crate) unique: u64,
     /// The inode that it is about.
-    pub(super) node: u64,
-    pub(super) operation: Operation<'a>,
+    pub(crate) node: u64,
+    pub(crate) operation: Operation<'a>,
 }
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation<'a> {
+pub(crate) enum Operation<'a> {
     Init(InitIn),
     Lookup {
         name: &'a [u8],
@@ -56,17 +56,17 @@ pub(super) enum Operation<'a> {
 
 /// What the kernel offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct InitIn {
-    pub(super) major: u32,
-    pub(super) minor: u32,
+pub(crate) struct InitIn {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
     /// In bytes.
-    pub(super) read_ahead_max: u32,
-    pub(super) flags: u32,
+    pub(crate) read_ahead_max: u32,
+    pub(crate) flags: u32,
 }
 
 /// Bytes that are no request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
+pub(crate) enum Malformed {
     /// Nothing that could be answered.
     #[error("header of {expected} bytes expected, {found} found", expected = abi::IN_HEADER_LEN)]
     Header { found: usize },
@@ -77,7 +77,7 @@ pub(super) enum Malformed {
 
 impl<'a> Request<'a> {
     /// Take one message apart, as read(2) of the device gives it.
-    pub(super) fn parse(message: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(message: &'a [u8]) -> Result<Self, Malformed> {
         let header = Fields(message);
         let fields = || {
             let body = message.get(abi::IN_HEADER_LEN..)?;
@@ -170,4 +170,4 @@ impl Fields<'_> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

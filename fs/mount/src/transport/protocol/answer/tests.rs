@@ -6,24 +6,24 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::filesystem::{Attributes, DirectoryEntry, FillReply, Statfs};
-use crate::transport::dev::abi::opcode;
-use crate::transport::dev::reply::tests::attributes;
-use crate::transport::dev::request::tests::{init_body, message, window_body};
+use crate::transport::protocol::abi::opcode;
+use crate::transport::protocol::reply::tests::attributes;
+use crate::transport::protocol::request::tests::{init_body, message, window_body};
 
 /// A root with `names`, whose inodes 2 and up are files of [`LEN`] bytes; fills are held.
 #[derive(Default)]
-pub(in super::super) struct Toy {
-    pub(in super::super) is_present: AtomicBool,
-    pub(in super::super) fills: Mutex<Vec<FillReply>>,
+pub(crate) struct Toy {
+    pub(crate) is_present: AtomicBool,
+    pub(crate) fills: Mutex<Vec<FillReply>>,
 }
 
-pub(in super::super) const LEN: u64 = 5000;
+pub(crate) const LEN: u64 = 5000;
 /// An inode that our own code stumbles over.
-pub(in super::super) const BAD: u64 = 666;
+pub(crate) const BAD: u64 = 666;
 /// The same once its bytes are there.
-pub(in super::super) const LATE_BAD: u64 = 667;
+pub(crate) const LATE_BAD: u64 = 667;
 /// An inode whose reads take as long as a bad disk.
-pub(in super::super) const SLOW: u64 = 668;
+pub(crate) const SLOW: u64 = 668;
 
 impl Filesystem for Toy {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attributes>, Errno> {

@@ -5,16 +5,16 @@ use std::collections::HashMap;
 use super::{init_flag, opcode};
 
 /// Offset and length of each field by name, and the whole length under the empty name.
-pub(in super::super) type Layout = HashMap<String, (usize, usize)>;
+pub(crate) type Layout = HashMap<String, (usize, usize)>;
 
 /// Structures and numbers of the header.
-pub(in super::super) struct Header {
+pub(crate) struct Header {
     structures: HashMap<String, Layout>,
     numbers: HashMap<String, u64>,
 }
 
 /// The installed header; `None`, and a word about it, where there is none.
-pub(in super::super) fn installed() -> Option<Header> {
+pub(crate) fn installed() -> Option<Header> {
     let path = "/usr/include/linux/fuse.h";
     match std::fs::read_to_string(path) {
         Ok(text) => Some(Header::parse(&text)),
@@ -84,22 +84,16 @@ impl Header {
         layout
     }
 
-    pub(in super::super) fn offset(&self, structure: &str, field: &str) -> usize {
+    pub(crate) fn offset(&self, structure: &str, field: &str) -> usize {
         self.structures[structure][field].0
     }
 
-    pub(in super::super) fn len(&self, structure: &str) -> usize {
+    pub(crate) fn len(&self, structure: &str) -> usize {
         self.structures[structure][""].1
     }
 
     /// A field of `structure`, which starts at `at` of `bytes`.
-    pub(in super::super) fn field(
-        &self,
-        bytes: &[u8],
-        at: usize,
-        structure: &str,
-        field: &str,
-    ) -> u64 {
+    pub(crate) fn field(&self, bytes: &[u8], at: usize, structure: &str, field: &str) -> u64 {
         let (offset, len) = self.structures[structure][field];
         let mut value = [0; 8];
         value[..len].copy_from_slice(&bytes[at + offset..][..len]);

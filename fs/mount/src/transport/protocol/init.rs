@@ -21,7 +21,7 @@ const BACKGROUND_MAX: u16 = 64;
 /// From here the kernel calls the device congested: three quarters, its own rule.
 const CONGESTION: u16 = BACKGROUND_MAX / 4 * 3;
 /// Data of a write request: nobody writes here, so the smallest that the kernel takes.
-pub(super) const WRITE_LEN_MAX: u32 = 4096;
+pub(crate) const WRITE_LEN_MAX: u32 = 4096;
 /// Times are given to the nanosecond.
 const TIME_GRANULARITY: u32 = 1;
 const PAGE_LEN: usize = 4096;
@@ -29,7 +29,7 @@ const PAGES_MAX: u16 = (READ_LEN_MAX / PAGE_LEN) as u16;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Negotiated {
+pub(crate) enum Negotiated {
     /// Requests will follow.
     Agreed,
     /// The kernel speaks a newer major version and asks again.
@@ -39,13 +39,13 @@ pub(super) enum Negotiated {
 /// A kernel that we can't talk to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("kernel speaks FUSE {major}.{minor}, expected {}.{} or newer", abi::MAJOR, abi::MINOR_MIN)]
-pub(super) struct TooOld {
+pub(crate) struct TooOld {
     major: u32,
     minor: u32,
 }
 
 /// Answer INIT into `body`, which has room for it.
-pub(super) fn negotiate(offer: InitIn, body: &mut Body<'_>) -> Result<Negotiated, TooOld> {
+pub(crate) fn negotiate(offer: InitIn, body: &mut Body<'_>) -> Result<Negotiated, TooOld> {
     let InitIn { major, minor, read_ahead_max, flags } = offer;
     if major < abi::MAJOR || major == abi::MAJOR && minor < abi::MINOR_MIN {
         return Err(TooOld { major, minor });

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// A message as the kernel makes it, 7.38's header in front of `body`.
-pub(in super::super) fn message(opcode: u32, unique: u64, node: u64, body: &[u8]) -> Vec<u8> {
+pub(crate) fn message(opcode: u32, unique: u64, node: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(((abi::IN_HEADER_LEN + body.len()) as u32).to_ne_bytes());
     bytes.extend(opcode.to_ne_bytes());
@@ -15,7 +15,7 @@ pub(in super::super) fn message(opcode: u32, unique: u64, node: u64, body: &[u8]
 }
 
 /// The body of READ, READDIR and READDIRPLUS.
-pub(in super::super) fn window_body(offset: u64, len: u32) -> Vec<u8> {
+pub(crate) fn window_body(offset: u64, len: u32) -> Vec<u8> {
     let mut body = vec![0xee; abi::READ_IN_LEN];
     body[abi::READ_OFFSET_AT..][..8].copy_from_slice(&offset.to_ne_bytes());
     body[abi::READ_SIZE_AT..][..4].copy_from_slice(&len.to_ne_bytes());
@@ -23,7 +23,7 @@ pub(in super::super) fn window_body(offset: u64, len: u32) -> Vec<u8> {
 }
 
 /// The body of INIT, as kernels from 5.17 send it.
-pub(in super::super) fn init_body(major: u32, minor: u32, flags: u32) -> Vec<u8> {
+pub(crate) fn init_body(major: u32, minor: u32, flags: u32) -> Vec<u8> {
     let mut body = [major, minor, 131_072, flags].map(u32::to_ne_bytes).concat();
     body.resize(64, 0);
     body

@@ -10,7 +10,7 @@ use crate::transport::READ_LEN_MAX;
 
 /// What is to be done about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// So many bytes of the body are its reply.
     Body(usize),
     /// An errno is its reply; 0 says that it is done.
@@ -26,7 +26,7 @@ pub(super) enum Answer {
 }
 
 /// Answer into `bytes`, [`READ_LEN_MAX`] of them.
-pub(super) fn answer(
+pub(crate) fn answer(
     filesystem: &dyn Filesystem,
     request: &Request<'_>,
     bytes: &mut [u8],
@@ -58,7 +58,7 @@ pub(super) fn answer(
 const NOSYS: i32 = rustix::io::Errno::NOSYS.raw_os_error();
 
 /// Read what is there.
-pub(super) fn read(
+pub(crate) fn read(
     filesystem: &dyn Filesystem,
     ino: Ino,
     offset: u64,
@@ -138,4 +138,4 @@ fn sized(value: &[u8], len_max: u32, mut body: Body<'_>) -> Answer {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
