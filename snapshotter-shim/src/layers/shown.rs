@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use spanfs_cache::{Content, Image as Prefetch, Layer, Verification};
 use spanfs_layer::Digest;
 use spanfs_mount::{Busy, Ended, Mount, Mounter};
@@ -47,15 +47,20 @@ struct Entry {
 #[derive(Default)]
 pub(super) struct Registry {
     entries: Mutex<HashMap<u64, Entry>>,
+    /// Snapshots whose mount somebody is about to change.
+    busy: Mutex<HashSet<u64>>,
+    free: Condvar,
 }
 
-/// What is wrong with a layer.
+/// Whether a layer can be read, and what is to be done about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// It is not one of these.
     Ordinary,
     /// It can be read.
     Shown,
+    /// It can be read, and the kernel alone could show it.
+    Ripe,
     /// It is to be mounted first.
     Noted(Arc<Note>),
     /// It was found out.
@@ -63,6 +68,15 @@ pub(super) enum State {
 }
 
 impl Registry {
+    /// Have a snapshot's mount to oneself.
+    pub(super) fn lock(&self, id: u64) -> Locked<'_> {
+        let mut busy = self.busy.lock();
+        while !busy.insert(id) {
+            self.free.wait(&mut busy);
+        }
+        Locked { registry: self, id }
+    }
+
     /// A snapshot has a note, and no mount yet.
     pub(super) fn note(&self, id: u64, note: Arc<Note>) {
         self.entries.lock().entry(id).or_insert(Entry { note, shown: None });
@@ -75,12 +89,7 @@ impl Registry {
 
     /// Take a layer that needs us no more, but whose mount does: shown for so long, and complete.
     pub(super) fn take_complete(&self, id: u64, age: Duration) -> Option<Shown> {
-        let mut entries = self.entries.lock();
-        let is_ripe = |shown: &Shown| {
-            let is_direct = shown.layer.as_ref().is_some_and(Mounter::is_direct);
-            shown.needs_us() && shown.since.elapsed() >= age && is_direct
-        };
-        entries.get_mut(&id)?.shown.take_if(|shown| is_ripe(shown))
+        self.entries.lock().get_mut(&id)?.shown.take_if(|shown| shown.is_ripe(age))
     }
 
     /// Put back what was taken. Unmounted if the snapshot was removed meanwhile.
@@ -94,12 +103,14 @@ impl Registry {
         }
     }
 
-    pub(super) fn state(&self, id: u64) -> State {
+    /// `age`: how long a layer is shown before its mount is changed.
+    pub(super) fn state(&self, id: u64, age: Duration) -> State {
         let entries = self.entries.lock();
         let Some(Entry { note, shown }) = entries.get(&id) else { return State::Ordinary };
         let Some(shown) = shown else { return State::Noted(Arc::clone(note)) };
         match shown.spans.as_ref().map(|spans| spans.status().verification) {
             Some(Verification::Failed(reason)) => State::Corrupt(reason),
+            _ if shown.is_ripe(age) => State::Ripe,
             _ => State::Shown,
         }
     }
@@ -191,6 +202,19 @@ impl Registry {
     }
 }
 
+/// See [`Registry::lock`].
+pub(super) struct Locked<'a> {
+    registry: &'a Registry,
+    id: u64,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.registry.busy.lock().remove(&self.id);
+        self.registry.free.notify_all();
+    }
+}
+
 /// Unmount what containers may still use: they keep it, and it is served.
 pub(super) fn unmount_later(id: u64, mount: Mount) {
     let unmount = move || unmount(id, mount);
@@ -211,6 +235,11 @@ fn unmount(id: u64, mount: Mount) {
 }
 
 impl Shown {
+    fn is_ripe(&self, age: Duration) -> bool {
+        let is_direct = || self.layer.as_ref().is_some_and(Mounter::is_direct);
+        self.needs_us() && self.since.elapsed() >= age && is_direct()
+    }
+
     fn needs_us(&self) -> bool {
         self.mount.layers().iter().any(|front| *front != spanfs_mount::Shown::ErofsDirect)
     }

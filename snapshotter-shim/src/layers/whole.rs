@@ -1,6 +1,5 @@
 //! Layers pulled whole, several of an image at once: the one asked for and those above it.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +7,10 @@ use parking_lot::{Condvar, Mutex};
 use spanfs::image::OpenLayer;
 use spanfs_layer::Digest;
 
+use super::LayerError;
 use super::catalog::Known;
 use super::memo::{Memo, NoOutcome};
-use super::{LayerError, Work};
+use super::open::Opener;
 use crate::config::ParallelPull;
 use crate::daemon::log::chain;
 
@@ -28,9 +28,6 @@ pub(super) struct Wholes {
     jobs: Memo<Digest, Outcome>,
     all: Arc<Permits>,
     per_image_max: usize,
-    /// Snapshots that somebody is about to show.
-    busy: Mutex<HashSet<u64>>,
-    free: Condvar,
 }
 
 impl Wholes {
@@ -41,32 +38,26 @@ impl Wholes {
             settings.map_or(usize::MAX, |it| count(it.downloads_max).min(count(it.unpacks_max)));
         let per_image_max = settings.map_or(1, |it| count(it.downloads_per_image_max));
         let kept = |outcome: &Outcome| if outcome.is_ok() { KEPT } else { Duration::ZERO };
-        Self {
-            jobs: Memo::new(LAYERS_MAX, kept),
-            all: Arc::new(Permits::new(all)),
-            per_image_max,
-            busy: Mutex::default(),
-            free: Condvar::new(),
-        }
+        Self { jobs: Memo::new(LAYERS_MAX, kept), all: Arc::new(Permits::new(all)), per_image_max }
     }
 
     /// The layer at `position`, once it is there; those above it are begun.
     pub(super) fn obtain(
         &self,
-        work: Work,
+        opener: &Opener,
         known: &Arc<Known>,
         position: usize,
     ) -> Result<OpenLayer, LayerError> {
         let here = Arc::new(Permits::new(self.per_image_max));
         // The lower ones come first; what can't be begun now is begun when it is asked for.
         for number in position..known.layers.len() {
-            let job = self.job(work.clone(), known, number, &here);
+            let job = self.job(opener, known, number, &here);
             let begun = job.and_then(|(digest, run)| self.jobs.start(&digest, ended(), run).ok());
             if begun.is_none() {
                 break;
             }
         }
-        let Some((digest, run)) = self.job(work, known, position, &here) else {
+        let Some((digest, run)) = self.job(opener, known, position, &here) else {
             unreachable!("the layer was found in its image");
         };
         let outcome = self.jobs.get(&digest, WHOLE_TIME_MAX, ended(), run);
@@ -85,30 +76,21 @@ impl Wholes {
 
     fn job(
         &self,
-        work: Work,
+        opener: &Opener,
         known: &Arc<Known>,
         position: usize,
         here: &Arc<Permits>,
     ) -> Option<(Digest, impl FnOnce() -> Outcome + Send + 'static)> {
         let digest = known.layers.get(position)?.descriptor.digest;
-        let (known, here, all) = (Arc::clone(known), Arc::clone(here), Arc::clone(&self.all));
+        let (opener, known) = (opener.clone(), Arc::clone(known));
+        let (here, all) = (Arc::clone(here), Arc::clone(&self.all));
         let run = move || {
             let _of_image = here.take();
             let _of_node = all.take();
             let layer = known.layers.get(position).ok_or("the layer is not in its image")?;
-            let open = work.open(&known.source, &layer.descriptor, layer.diff_id, None);
-            open.map_err(|error| chain(&error))
+            opener.whole(&known, layer).map_err(|error| chain(&error))
         };
         Some((digest, run))
-    }
-
-    /// Have a snapshot's mount to oneself.
-    pub(super) fn lock(&self, id: u64) -> Busy<'_> {
-        let mut busy = self.busy.lock();
-        while !busy.insert(id) {
-            self.free.wait(&mut busy);
-        }
-        Busy { wholes: self, id }
     }
 
     /// Forget layers that were pulled long ago, and never asked for.
@@ -119,19 +101,6 @@ impl Wholes {
 
 fn ended() -> Outcome {
     Err("pulling the layer came to no end".to_owned())
-}
-
-/// See [`Wholes::lock`].
-pub(super) struct Busy<'a> {
-    wholes: &'a Wholes,
-    id: u64,
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.wholes.busy.lock().remove(&self.id);
-        self.wholes.free.notify_all();
-    }
 }
 
 /// So many at once.

@@ -4,83 +4,31 @@
 //! a directory is made before the record that tells of it, and goes after it. Killed in between, it
 //! leaves a directory without record, which the next start or [`Snapshotter::cleanup`] removes.
 
+mod birth;
+mod extraction;
+mod failure;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::daemon::log::chain as chain_of;
-use crate::directories::{Directories, DirectoryError, Owner, Removal};
-use crate::disk_usage::{UsageError, disk_usage};
-use crate::filter::{FilterError, Filters};
-use crate::layers::request::{INDEXED, NAMESPACE, REMOTE, namespace};
-use crate::layers::{Answer, AtEnd, LayerError, Layers, Place, Request, Wanted};
+use birth::{Birth, Ids, mend};
+use extraction::Asked;
+pub use failure::Failure;
+
+use crate::directories::{Directories, Owner, Removal};
+use crate::disk_usage::disk_usage;
+use crate::filter::Filters;
+use crate::layers::{AtEnd, LayerError, Layers, Place};
 use crate::mounts::{self, Mount, can_be_option};
 use crate::state::labels::{GID_MAPPING, TARGET, UID_MAPPING};
 use crate::state::{Command, Kind, LabelMask, Labels, Refusal, Snapshot, State, Usage};
-use crate::store::{Store, StoreError};
-
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The state does not allow it.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// A filter can't be read.
-    #[error(transparent)]
-    Filter(#[from] FilterError),
-    /// The image layer that was to be made is there.
-    #[error("target snapshot {0:?}: already exists")]
-    LayerExists(String),
-    /// A layer that the snapshot stands on can't be read.
-    #[error("layer \"{id}\" unavailable")]
-    Unavailable {
-        /// Id of the layer's snapshot.
-        id: u64,
-        /// Why not.
-        #[source]
-        source: LayerError,
-    },
-    /// A layer that containerd is not to fetch can't be had.
-    #[error("failed to prepare layer {layer}: {reason}")]
-    Layer {
-        /// Digest of its blob.
-        layer: String,
-        /// Why not.
-        reason: String,
-    },
-    /// We don't do this.
-    #[error("{0}: not implemented")]
-    Unsupported(&'static str),
-    /// The record of snapshots.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The directories of snapshots.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-    /// The size of a snapshot.
-    #[error(transparent)]
-    Usage(#[from] UsageError),
-    /// Layers of ours can't be shown at all.
-    #[error("getting ready to show layers")]
-    Layers(#[source] LayerError),
-    /// The root's path can't be an option of an overlay mount.
-    #[error("root {}: a path of mount options has no comma, colon, backslash or quote", .0.display())]
-    Root(PathBuf),
-}
-
-/// Ids as they are given.
-#[derive(Debug)]
-struct Ids {
-    last: u64,
-    /// Their directories are being made; they have no record yet.
-    unborn: HashSet<u64>,
-}
+use crate::store::Store;
 
 /// All snapshots of a node.
 pub struct Snapshotter {
@@ -197,122 +145,6 @@ impl Snapshotter {
         self.perform(command)?;
         birth.done();
         self.mount_of(key)
-    }
-
-    /// Make the layer that was asked for, if it is to be ours: then this ends in
-    /// [`Failure::LayerExists`].
-    fn place_layer(&self, layers: &Layers, asked: &Asked<'_>) -> Result<(), Failure> {
-        let Asked { chain, key, parent, labels, .. } = *asked;
-        self.state.read().may_create(key, Kind::Active, parent)?;
-        let defer = |reason: &str| {
-            tracing::info!(
-                "defer-snapshot-runtime" = "true",
-                key,
-                parent,
-                reason,
-                "deferring to container runtime"
-            );
-            Ok(())
-        };
-        let request = match Request::parse(labels) {
-            Ok(request) => request,
-            Err(error) => return defer(&chain_of(&error)),
-        };
-        let _one_at_a_time = self.making(chain, parent);
-        if self.state.read().layer(chain, parent).is_some() {
-            return Err(Failure::LayerExists(chain.to_owned()));
-        }
-        let wanted = match layers.find(&request) {
-            Answer::Ours(wanted) => wanted,
-            Answer::Defer(reason) => return defer(&reason),
-            Answer::Fail(reason) => {
-                return Err(Failure::Layer { layer: request.layer.to_string(), reason });
-            }
-        };
-        if !parent.is_empty() {
-            self.ensure_below(parent)?;
-        }
-        match self.show_layer(layers, asked, &wanted) {
-            Ok(()) => Err(Failure::LayerExists(chain.to_owned())),
-            Err(Failure::Unavailable { source, .. }) if !wanted.is_parallel() => {
-                let error = chain_of(&source);
-                let layer = request.layer;
-                tracing::warn!(
-                    "remote-snapshot-prepared" = "false",
-                    layerDigest = %layer,
-                    key,
-                    error,
-                    "failed to prepare remote snapshot"
-                );
-                defer("failed to prepare local snapshot")
-            }
-            Err(Failure::Unavailable { source, .. }) => {
-                let reason = chain_of(&source);
-                Err(Failure::Layer { layer: request.layer.to_string(), reason })
-            }
-            Err(failure) => Err(failure),
-        }
-    }
-
-    fn show_layer(
-        &self,
-        layers: &Layers,
-        asked: &Asked<'_>,
-        wanted: &Wanted,
-    ) -> Result<(), Failure> {
-        let Asked { chain, key, parent, labels, header } = *asked;
-        let birth = Birth::begin(self, key, Kind::Active, parent)?;
-        let owner = self.owner_of(parent)?;
-        self.directories.create(birth.id, Kind::Committed, owner)?;
-        let place = self.place(birth.id, &self.parents_of(parent)?);
-        let kind = layers.show(wanted, &place);
-        let kind = kind.map_err(|source| Failure::Unavailable { id: birth.id, source })?;
-        let mut labels = labels.clone();
-        let more = match kind {
-            crate::layers::Kind::Lazy => &[REMOTE, INDEXED][..],
-            crate::layers::Kind::Whole => &[INDEXED],
-            crate::layers::Kind::Parallel => &[],
-        };
-        more.iter().for_each(|(label, value)| labels.set(*label, *value));
-        labels.set(NAMESPACE, namespace(header, key).unwrap_or_default());
-        // The chain id alone, as the peer names it, unless it stands there upon another parent.
-        let is_taken = self.state.read().get(chain).is_some();
-        let name = if is_taken { format!("{chain} {}", birth.id) } else { chain.to_owned() };
-        let command = Command::Place { id: birth.id, name, parent: parent.to_owned(), labels };
-        if let Err(failure) = self.perform(command) {
-            layers.hide(birth.id);
-            return Err(failure);
-        }
-        let layer = wanted.layer().to_string();
-        match kind {
-            crate::layers::Kind::Lazy => tracing::info!(
-                "remote-snapshot-prepared" = "true",
-                layerDigest = layer,
-                key,
-                parent,
-                "remote snapshot successfully prepared."
-            ),
-            _ => tracing::info!(
-                "local-snapshot-prepared" = "true",
-                layerDigest = layer,
-                key,
-                parent,
-                "local snapshot successfully prepared"
-            ),
-        }
-        birth.done();
-        Ok(())
-    }
-
-    /// Wait until nobody else makes this layer.
-    fn making(&self, chain: &str, parent: &str) -> Making<'_> {
-        let layer = (chain.to_owned(), parent.to_owned());
-        let mut making = self.making.lock();
-        // Whoever makes it has deadlines of his own.
-        while !making.insert(layer.clone()) {
-            self.made.wait(&mut making);
-        }
-        Making { snapshotter: self, layer }
     }
 
     /// Ids of `parent` and its parents, nearest first.
@@ -487,87 +319,5 @@ impl Snapshotter {
         let put = change.put.clone();
         self.state.write().apply(change);
         Ok(put)
-    }
-}
-
-/// An extraction that asks for an image's layer.
-#[derive(Clone, Copy)]
-struct Asked<'a> {
-    chain: &'a str,
-    key: &'a str,
-    parent: &'a str,
-    labels: &'a Labels,
-    /// containerd's namespace.
-    header: Option<&'a str>,
-}
-
-/// See [`Snapshotter::making`].
-struct Making<'a> {
-    snapshotter: &'a Snapshotter,
-    layer: (String, String),
-}
-
-impl Drop for Making<'_> {
-    fn drop(&mut self) {
-        self.snapshotter.making.lock().remove(&self.layer);
-        self.snapshotter.made.notify_all();
-    }
-}
-
-/// Give a snapshot without directory one, where that does not hide a loss.
-fn mend(
-    directories: &Directories,
-    state: &State,
-    snapshot: &Snapshot,
-) -> Result<(), DirectoryError> {
-    let (key, id) = (snapshot.name.as_str(), snapshot.id);
-    if snapshot.kind == Kind::Committed {
-        tracing::error!(key, id, "the content of a snapshot is gone; remove it and pull again");
-        return Ok(());
-    }
-    tracing::warn!(key, id, "the directory of a snapshot is gone; it begins anew");
-    directories.remove(&id.to_string())?;
-    let parent = state.get(&snapshot.parent).filter(|parent| directories.has(parent.id));
-    let owner = parent.map(|parent| directories.owner(parent.id)).transpose()?;
-    directories.create(id, snapshot.kind, owner)
-}
-
-/// A snapshot between the choice of its id and its record.
-struct Birth<'a> {
-    snapshotter: &'a Snapshotter,
-    id: u64,
-    is_recorded: bool,
-}
-
-impl<'a> Birth<'a> {
-    fn begin(
-        snapshotter: &'a Snapshotter,
-        key: &str,
-        kind: Kind,
-        parent: &str,
-    ) -> Result<Self, Failure> {
-        // Asked again with the record; here it saves the work on the disk.
-        snapshotter.state.read().may_create(key, kind, parent)?;
-        let mut ids = snapshotter.ids.lock();
-        ids.last += 1;
-        let id = ids.last;
-        ids.unborn.insert(id);
-        Ok(Self { snapshotter, id, is_recorded: false })
-    }
-
-    fn done(mut self) {
-        self.is_recorded = true;
-    }
-}
-
-impl Drop for Birth<'_> {
-    fn drop(&mut self) {
-        if !self.is_recorded
-            && let Err(error) = self.snapshotter.directories.remove(&self.id.to_string())
-        {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(id = self.id, error, "cannot remove the directory of a failed snapshot");
-        }
-        self.snapshotter.ids.lock().unborn.remove(&self.id);
     }
 }

@@ -1,0 +1,52 @@
+//! What can go wrong with a layer.
+
+use std::path::{Path, PathBuf};
+
+use spanfs::image::ImageError;
+use spanfs::mounted::ShowError;
+use spanfs_cache::CacheError;
+use spanfs_fetch::ImageRefError;
+use spanfs_mount::MountError;
+
+/// Why a layer can't be shown, or layers can't be at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// A file or directory of ours.
+    #[error("cannot use {}", path.display())]
+    Disk {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The image, or a layer of it.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The index, or the mount.
+    #[error(transparent)]
+    Show(#[from] ShowError),
+    /// The mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A note names no image.
+    #[error(transparent)]
+    Name(#[from] ImageRefError),
+    /// The layer is not what its image promises.
+    #[error("{0}")]
+    Corrupt(String),
+    /// It was asked for together with others, and that failed.
+    #[error("{0}")]
+    Whole(String),
+}
+
+impl LayerError {
+    /// For what is done with `path`.
+    pub(super) fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        |source| Self::Disk { path, source }
+    }
+}

@@ -1,0 +1,75 @@
+//! Whether and how we can have a layer that containerd wants.
+
+use std::sync::Arc;
+
+use spanfs_layer::Digest;
+
+use super::Layers;
+use super::catalog::Known;
+use super::decide::{self, Decision};
+use super::request::Request;
+
+/// What becomes of a layer that was asked for.
+pub enum Answer {
+    /// We can have it.
+    Ours(Box<Wanted>),
+    /// containerd has to unpack it, for this reason.
+    Defer(String),
+    /// Nobody can have it.
+    Fail(String),
+}
+
+/// A layer that we can have.
+pub struct Wanted {
+    pub(super) known: Arc<Known>,
+    pub(super) position: usize,
+    pub(super) decision: Decision,
+    pub(super) request: Request,
+}
+
+impl Wanted {
+    /// Digest of its blob.
+    pub fn layer(&self) -> Digest {
+        self.request.layer
+    }
+
+    /// Whether containerd is not to try where we fail.
+    pub fn is_parallel(&self) -> bool {
+        self.decision == Decision::Parallel
+    }
+}
+
+impl Layers {
+    /// Whether and how we can have a layer. Asks the registry, once for all layers of an image.
+    pub fn find(&self, request: &Request) -> Answer {
+        let is_parallel = self.modes.parallel.is_some();
+        let known = match self.catalog.find(request) {
+            Ok(known) => known,
+            // The peer's words: people look for them.
+            Err(reason) if is_parallel => return Answer::Fail(reason),
+            Err(reason) => return Answer::Defer(format!("no valid SOCI index found: {reason}")),
+        };
+        let named = known.layers.iter().position(|it| it.descriptor.digest == request.layer);
+        let Some(position) = named else {
+            let (layer, manifest) = (request.layer, request.manifest);
+            return Answer::Defer(format!("layer {layer} is not in the manifest {manifest}"));
+        };
+        let Some(layer) = known.layers.get(position) else { unreachable!("it was found there") };
+        let facts = decide::Facts {
+            is_indexed: known.index.is_ok(),
+            has_ztoc: layer.ztoc.is_some(),
+            size: layer.descriptor.size,
+            lazy_len_min: self.lazy_len_min,
+        };
+        match (decide::decide(&self.modes, facts), &known.index) {
+            (Decision::Defer, Err(reason)) => {
+                Answer::Defer(format!("no valid SOCI index found: {reason}"))
+            }
+            (Decision::Defer, Ok(_)) => unreachable!("an index is used"),
+            (decision, _) => {
+                let request = request.clone();
+                Answer::Ours(Box::new(Wanted { known, position, decision, request }))
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Layers in the cache, opened on any thread.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use spanfs::image::{How, ImageError, Images, LayerSource, OpenLayer, Ztoc};
+use spanfs_cache::Cache;
+use spanfs_fetch::Source;
+use spanfs_layer::Digest;
+use spanfs_layer::oci::Descriptor;
+
+use super::LayerError;
+use super::catalog::{Known, KnownLayer};
+
+/// What opens layers.
+#[derive(Clone)]
+pub(super) struct Opener {
+    pub(super) images: Arc<Images>,
+    pub(super) cache: Arc<Cache>,
+    /// The cache's; zTOCs stand there as well.
+    pub(super) directory: PathBuf,
+    /// Ends whole passes.
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl Opener {
+    /// A layer whose content comes on demand, and the zTOC that says how.
+    pub(super) fn lazy(
+        &self,
+        known: &Known,
+        layer: &KnownLayer,
+    ) -> Result<(OpenLayer, Ztoc), LayerError> {
+        let Some(ztoc) = layer.ztoc(&self.directory)? else {
+            let digest = layer.descriptor.digest;
+            return Err(LayerError::Corrupt(format!("the zTOC of layer {digest} is gone")));
+        };
+        let open =
+            self.open(&known.source, &layer.descriptor, layer.diff_id, Some(ztoc.clone()))?;
+        Ok((open, ztoc))
+    }
+
+    /// A layer that is fetched whole first.
+    pub(super) fn whole(&self, known: &Known, layer: &KnownLayer) -> Result<OpenLayer, ImageError> {
+        self.open(&known.source, &layer.descriptor, layer.diff_id, None)
+    }
+
+    /// Span by span where there is a zTOC, else whole.
+    pub(super) fn open(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        diff_id: Digest,
+        ztoc: Option<Ztoc>,
+    ) -> Result<OpenLayer, ImageError> {
+        let to = LayerSource {
+            cache: &self.cache,
+            directory: &self.directory,
+            stop: &self.stop,
+            progress: &|_, _| {},
+        };
+        let open = self.images.open_layer(source, descriptor, diff_id, ztoc, &to)?;
+        if let How::Never(reason) = &open.how {
+            tracing::info!(layerDigest = %descriptor.digest, reason, "layer can't be lazy");
+        }
+        Ok(open)
+    }
+}

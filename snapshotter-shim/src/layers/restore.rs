@@ -1,0 +1,141 @@
+//! What earlier processes showed, brought back: before the daemon listens, or when it is needed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use spanfs::image::Ztoc;
+use spanfs_fetch::ImageRef;
+use spanfs_layer::Digest;
+use spanfs_mount::transport::Privilege;
+use spanfs_mount::{MounterOptions, mountinfo, record, unmount};
+
+use super::note::Note;
+use super::show::Place;
+use super::shown::State;
+use super::{LayerError, Layers};
+use crate::daemon::log::chain;
+
+/// A start may not wait longer than this for old layers to come back.
+const RESTORE_TIME_MAX: Duration = Duration::from_secs(60);
+/// Layers brought back at once: each waits for the disk more than for a core.
+const RESTORE_THREADS: usize = 8;
+
+impl Layers {
+    /// Bring back what earlier processes showed: `places` level by level, the lowest layers first.
+    /// Returns after about a minute at the latest; what is not back then comes later, or when it is
+    /// needed.
+    pub fn restore(self: &Arc<Self>, places: Vec<Vec<Place>>) {
+        for place in places.iter().flatten() {
+            match Note::read(&place.directory) {
+                Ok(None) => {}
+                Ok(Some(note)) => self.registry.note(place.id, Arc::new(note)),
+                Err(error) => {
+                    let id = place.id;
+                    tracing::error!(id, %error, "a layer is lost: its note can't be read");
+                }
+            }
+        }
+        let (done, wait) = std::sync::mpsc::channel();
+        let layers = Arc::clone(self);
+        let run = move || {
+            places.iter().for_each(|level| layers.restore_level(level));
+            layers.prefetch_all();
+            let _nobody_waits = done.send(());
+        };
+        if let Err(error) = std::thread::Builder::new().name("restore".to_owned()).spawn(run) {
+            return tracing::error!(%error, "layers come back only when they are needed");
+        }
+        if wait.recv_timeout(RESTORE_TIME_MAX).is_err() {
+            tracing::warn!("layers are still coming back after {RESTORE_TIME_MAX:?}");
+        }
+    }
+
+    fn restore_level(&self, level: &[Place]) {
+        let next = AtomicUsize::new(0);
+        let run = || {
+            while let Some(place) = level.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = self.ensure(place) {
+                    let (id, error) = (place.id, chain(&error));
+                    tracing::error!(
+                        id,
+                        error,
+                        "failed to restore remote snapshot; it is tried again when it is needed"
+                    );
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..RESTORE_THREADS.min(level.len())).for_each(|_| drop(scope.spawn(run)));
+        });
+    }
+
+    fn prefetch_all(&self) {
+        let notes = self.registry.notes();
+        let mut images: BTreeMap<String, BTreeMap<usize, Digest>> = BTreeMap::new();
+        for (_, note) in &notes {
+            let layers = images.entry(note.manifest.to_string()).or_default();
+            layers.insert(note.position, note.layer);
+        }
+        for (id, note) in &notes {
+            let layers = images.get(&note.manifest.to_string());
+            self.prefetch(*id, note, layers.into_iter().flat_map(|it| it.values().copied()));
+        }
+    }
+
+    /// See to it that a snapshot's layer, if it is one of ours, can be read.
+    pub fn ensure(&self, place: &Place) -> Result<(), LayerError> {
+        match self.registry.state(place.id, self.settle_time) {
+            State::Ordinary => Ok(()),
+            State::Shown => Ok(()),
+            State::Ripe => {
+                self.make_direct(place);
+                Ok(())
+            }
+            State::Corrupt(reason) => Err(LayerError::Corrupt(reason)),
+            State::Noted(_) => {
+                let _one_at_a_time = self.registry.lock(place.id);
+                // Who had it before us may have done it.
+                let State::Noted(note) = self.registry.state(place.id, self.settle_time) else {
+                    return Ok(());
+                };
+                let name: ImageRef = note.image.parse()?;
+                let source = self.opener.images.source(&name)?;
+                let ztoc = match note.ztoc {
+                    Some(digest) => Ztoc::kept(&self.opener.directory, digest)?,
+                    None => None,
+                };
+                if let (Some(digest), None) = (note.ztoc, &ztoc) {
+                    tracing::warn!(id = place.id, %digest, "the zTOC of a layer is gone: it comes whole");
+                }
+                let open = self.opener.open(&source, &note.descriptor(), note.diff_id, ztoc)?;
+                self.mount(open, note, place)
+            }
+        }
+    }
+}
+
+/// Take away what dead processes left mounted.
+pub(super) fn recover(mounts: &Path, snapshots: &Path) {
+    let records = MounterOptions::new(mounts).records();
+    match record::recover(&records, Privilege::Root) {
+        Ok(recovered) => {
+            for dead in recovered.iter().filter(|dead| dead.outcome.is_err()) {
+                let at = dead.mount_point.display();
+                tracing::warn!(at = %at, outcome = ?dead.outcome, "a dead mount stays");
+            }
+            tracing::debug!(count = recovered.len(), "mounts of an earlier process taken away");
+        }
+        Err(error) => tracing::warn!(%error, "dead mounts are not looked for"),
+    }
+    // The peer keeps no records. The kernel names mounts by their real paths.
+    let Ok(snapshots) = snapshots.canonicalize() else { return };
+    for mount in mountinfo::mounts().unwrap_or_default().iter().rev() {
+        let ours = mount.mount_point.starts_with(&snapshots) && mount.mount_point != snapshots;
+        if ours && let Err(error) = unmount::detach(&mount.mount_point, Privilege::Root) {
+            tracing::warn!(at = %mount.mount_point.display(), %error, "a mount stays");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! From a layer that we can have to its mount at a snapshot's directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use spanfs::image::OpenLayer;
+use spanfs::layer_index::index_layer;
+use spanfs_cache::ImageSpec;
+use spanfs_layer::Digest;
+use spanfs_layer::tree::TreeOptions;
+use spanfs_mount::Mount;
+use spanfs_mount::policy::Front;
+
+use super::decide::Decision;
+use super::find::Wanted;
+use super::note::{self, Note};
+use super::shown::{self, Shown};
+use super::{LayerError, Layers, below};
+use crate::daemon::log::chain;
+use crate::metrics::{Event, Operation};
+
+/// Where a layer is to be shown.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The snapshot.
+    pub id: u64,
+    /// Its directory; the layer is mounted at `fs` in it.
+    pub directory: PathBuf,
+    /// Roots of the layers below, nearest first.
+    pub lowers: Vec<PathBuf>,
+}
+
+/// How a layer is shown, for its labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its content comes on demand.
+    Lazy,
+    /// It is there, and its image has an index.
+    Whole,
+    /// It is there.
+    Parallel,
+}
+
+impl Layers {
+    /// Show a layer at `place`, whose directory is empty. On failure nothing is left there but files.
+    pub fn show(&self, wanted: &Wanted, place: &Place) -> Result<Kind, LayerError> {
+        let since = Instant::now();
+        let shown = self.show_now(wanted, place);
+        let layer = wanted.layer().to_string();
+        match &shown {
+            Ok(_) => self.metrics.took(Operation::Mount, &layer, since.elapsed()),
+            Err(_) => self.metrics.count(Event::LocalMountFailure),
+        }
+        shown
+    }
+
+    fn show_now(&self, wanted: &Wanted, place: &Place) -> Result<Kind, LayerError> {
+        let Wanted { known, position, decision, request } = wanted;
+        let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
+        let mut ztoc = None;
+        let (open, kind) = match decision {
+            Decision::Lazy => match self.opener.lazy(known, layer) {
+                Ok((open, used)) => {
+                    ztoc = Some(used);
+                    (open, Kind::Lazy)
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    let digest = &layer.descriptor.digest;
+                    tracing::warn!(layerDigest = %digest, error, "layer is not lazy");
+                    self.metrics.count(Event::MountFailure);
+                    (self.opener.whole(known, layer)?, Kind::Whole)
+                }
+            },
+            Decision::Whole { reason } => {
+                let layer_digest = &layer.descriptor.digest;
+                tracing::info!(layerDigest = %layer_digest, reason, "preparing snapshot as local snapshot");
+                (self.opener.whole(known, layer)?, Kind::Whole)
+            }
+            Decision::Parallel => {
+                (self.wholes.obtain(&self.opener, known, *position)?, Kind::Parallel)
+            }
+            Decision::Defer => unreachable!("not ours"),
+        };
+        let image = note::Place {
+            name: &format!("{}/{}", request.image.host(), request.image.repository()),
+            manifest: request.manifest,
+            config: known.config,
+            position: *position,
+            count: known.layers.len(),
+            lowest: place.lowers.is_empty(),
+        };
+        let mut note = Note::new(&layer.descriptor, layer.diff_id, &image);
+        note.ztoc = open.spans.as_ref().map(|spans| *spans.ztoc_digest());
+        note.write(&place.directory).map_err(LayerError::disk(&place.directory))?;
+        let note = Arc::new(note);
+        // From here on no sweep takes the zTOC; one before may have.
+        self.registry.note(place.id, Arc::clone(&note));
+        let shown = || -> Result<(), LayerError> {
+            ztoc.map_or(Ok(()), |ztoc| ztoc.keep(&self.opener.directory))?;
+            self.mount(open, Arc::clone(&note), place)
+        };
+        shown().inspect_err(|_| self.hide(place.id))?;
+        layer.forget_bytes();
+        let layers = known.layers.iter().map(|layer| layer.descriptor.digest);
+        self.prefetch(place.id, &note, layers);
+        Ok(kind)
+    }
+
+    pub(super) fn mount(
+        &self,
+        open: OpenLayer,
+        note: Arc<Note>,
+        place: &Place,
+    ) -> Result<(), LayerError> {
+        let at = place.directory.join("fs");
+        let since = Instant::now();
+        let (mount, layer) = match self.front.front {
+            Front::Erofs => {
+                let index = place.directory.join("index");
+                let describe = |paths: &[Vec<u8>]| below::describe(&place.lowers, paths);
+                let layer = index_layer(&open, note.lowest, &index, describe)?;
+                (self.mounter.layer(&layer, &at)?, Some(layer))
+            }
+            Front::Inode => (self.inodes(&open, &at)?, None),
+        };
+        self.metrics.took(Operation::FuseMount, &note.layer.to_string(), since.elapsed());
+        let OpenLayer { content, spans, .. } = open;
+        let shown = Shown { mount, content, spans, layer, since, prefetch: None };
+        self.registry.show(place.id, note, shown);
+        Ok(())
+    }
+
+    fn inodes(&self, open: &OpenLayer, at: &Path) -> Result<Mount, LayerError> {
+        let tree = Arc::new(open.tree(TreeOptions::default())?);
+        let content = (open.descriptor.digest.to_string(), Arc::clone(&open.content));
+        Ok(self.mounter.inodes(tree, vec![content], at, self.front.privilege)?)
+    }
+
+    /// Once the topmost layer of an image is shown, all of it is fetched in idle time, in the order
+    /// that its starts want. `layers` are the image's, the lowest first.
+    pub(super) fn prefetch(&self, id: u64, note: &Note, layers: impl IntoIterator<Item = Digest>) {
+        if note.position + 1 != note.count {
+            return;
+        }
+        let layers: Vec<_> = layers.into_iter().filter_map(|it| self.registry.spans(&it)).collect();
+        if layers.is_empty() {
+            return;
+        }
+        let background = self.background;
+        let spec = ImageSpec { layers, config: Some(note.config), background, record: true };
+        self.registry.prefetch(id, self.opener.cache.image(spec));
+    }
+
+    /// Undo [`Self::show`].
+    pub fn hide(&self, id: u64) {
+        self.registry.retain(|other| other != id);
+    }
+
+    /// Have the kernel alone show a layer that is complete.
+    pub(super) fn make_direct(&self, place: &Place) {
+        let id = place.id;
+        // While it is taken, it looks as if it were to be mounted.
+        let _one_at_a_time = self.registry.lock(id);
+        let Some(mut shown) = self.registry.take_complete(id, self.settle_time) else { return };
+        let at = place.directory.join("fs");
+        let layer = shown.layer.as_ref();
+        let direct = layer.map(|layer| self.mounter.direct(layer, &at, &mut shown.mount));
+        let old = match direct {
+            Some(Ok(Some(direct))) => Some(std::mem::replace(&mut shown.mount, direct)),
+            Some(Ok(None)) | None => None,
+            Some(Err(error)) => {
+                tracing::warn!(id, error = chain(&error), "the layer is served on");
+                None
+            }
+        };
+        self.registry.put_back(id, shown);
+        if let Some(old) = old {
+            tracing::info!(id, "the layer is complete: the kernel alone shows it from now on");
+            shown::unmount_later(id, old);
+        }
+    }
+}

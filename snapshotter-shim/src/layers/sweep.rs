@@ -1,0 +1,47 @@
+//! Disk that layers take, and what becomes of it once no snapshot wants them.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use spanfs::image::Ztoc;
+use spanfs_cache::CacheError;
+
+use super::Layers;
+use crate::daemon::log::chain;
+use crate::disk_usage::disk_usage;
+use crate::state::Usage;
+
+impl Layers {
+    /// Disk that a snapshot's layer takes; none for a snapshot whose content is its own. A layer that
+    /// several snapshots show counts for the oldest alone.
+    pub fn usage(&self, id: u64, directory: &Path) -> Option<Usage> {
+        let bytes = self.registry.bytes(id)?;
+        let index = disk_usage(&directory.join("index")).unwrap_or_default();
+        Some(Usage { bytes: index.bytes + bytes, inodes: index.inodes })
+    }
+
+    /// Unmount the layers of all snapshots but those wanted, and give their disk back.
+    pub fn retain(&self, is_wanted: impl Fn(u64) -> bool) {
+        self.registry.retain(is_wanted);
+        self.wholes.forget_done();
+        let (layers, ztocs) = self.registry.wanted();
+        let mut left = false;
+        for layer in self.opener.cache.layers().iter().filter(|layer| !layers.contains(layer)) {
+            match self.opener.cache.remove(layer) {
+                Ok(()) => tracing::debug!(%layer, "layer removed from the cache"),
+                // Of a snapshot that is about to be, whose last user has not gone yet, or being hashed.
+                Err(CacheError::InUse { .. }) => left = true,
+                Err(error) => tracing::warn!(%layer, error = chain(&error), "a layer stays"),
+            }
+        }
+        self.leftovers.store(left, Ordering::Relaxed);
+        if let Err(error) = Ztoc::sweep(&self.opener.directory, |digest| ztocs.contains(digest)) {
+            tracing::warn!(error = chain(&error), "zTOCs that nobody needs stay");
+        }
+    }
+
+    /// Whether the latest [`Self::retain`] left something that was still in use.
+    pub fn has_leftovers(&self) -> bool {
+        self.leftovers.load(Ordering::Relaxed)
+    }
+}
