@@ -1,11 +1,13 @@
-//! Whole blobs, chunk by chunk: in memory alone, or kept in a file that survives a restart.
+//! Whole blobs, chunk by chunk: in memory alone, or in a file that is read while it grows and survives
+//! a restart.
 //!
-//! Both hand chunks over in order, for hashing and inflating on other threads, with a bounded number
-//! of bytes between network and consumer.
+//! Limits that several blobs share are [`Slots`].
 
 mod download;
 mod journal;
+mod slots;
 mod stream;
 
-pub use download::{BufferError, Download, DownloadOptions};
+pub use download::{BufferError, Download, DownloadOptions, Durable, Growing};
+pub use slots::{Slot, Slots};
 pub use stream::{Chunk, Stream, StreamOptions};

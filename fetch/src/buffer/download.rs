@@ -1,4 +1,4 @@
-//! A whole blob into a file, chunks in any order, resumable after a crash.
+//! A whole blob into a file, chunks in any order, resumable after a crash, read while it grows.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,16 +6,17 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{SendTimeoutError, Sender};
+use crossbeam_channel::{Sender, bounded};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::journal::{Journal, Subject, checksum};
 use super::stream::{Chunk, Stream, StreamOptions};
-use crate::blob::{Blob, FetchError, Fetched};
+use crate::blob::{Blob, Class, FetchError};
 
 /// Shape of a download.
 #[derive(Clone, Debug)]
@@ -26,8 +27,6 @@ pub struct DownloadOptions {
     pub sync_bytes: u64,
     /// Failed wants in a row before the download fails; the engine has retried each already.
     pub failures_max: u32,
-    /// How long the consumer may leave a chunk waiting.
-    pub consumer_patience: Duration,
 }
 
 impl Default for DownloadOptions {
@@ -37,7 +36,6 @@ impl Default for DownloadOptions {
             // What a crash costs at most: a fraction of a second of transfer.
             sync_bytes: 64 << 20,
             failures_max: 3,
-            consumer_patience: Duration::from_secs(300),
         }
     }
 }
@@ -52,6 +50,9 @@ pub enum BufferError {
         path: PathBuf,
         /// Length of the blob.
         size: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// Another process or thread fills the same file.
     #[error("{} is being downloaded by somebody else", path.display())]
@@ -79,9 +80,9 @@ pub enum BufferError {
         #[source]
         source: Box<FetchError>,
     },
-    /// The consumer of the chunks is gone, or took none for too long.
-    #[error("nobody takes the chunks of {}", path.display())]
-    Consumer {
+    /// Nobody wants it any more.
+    #[error("downloading into {} was stopped", path.display())]
+    Stopped {
         /// File.
         path: PathBuf,
     },
@@ -95,12 +96,82 @@ pub struct Download {
     journal: Journal,
     subject: Subject,
     options: DownloadOptions,
-    /// Chunks in the file by index, with their checksums.
-    present: BTreeMap<u64, u64>,
-    /// In the file and not yet recorded.
-    unrecorded: Vec<(u64, u64)>,
-    unrecorded_bytes: u64,
+    /// Chunks that are in the file by the journal, with their checksums.
+    recorded: BTreeMap<u64, u64>,
+    /// In the file and not recorded.
+    written: Vec<(u64, u64)>,
+    growing: Growing,
 }
+
+/// The file of a download for those who read it while it grows. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Growing(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    file: Arc<File>,
+    front: Mutex<Front>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Front {
+    /// Bytes from the start on that are there.
+    len: u64,
+    /// Nobody goes on filling it.
+    ended: bool,
+}
+
+/// Whether a finished file must survive a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durable {
+    /// It must.
+    Yes,
+    /// It will not be needed then.
+    No,
+}
+
+impl Growing {
+    /// Bytes that can be read from the file's start on, once they are more than `at`; what there is
+    /// after `wait` otherwise. `None` once the download has ended without coming so far.
+    pub fn wait(&self, at: u64, wait: Duration) -> Option<u64> {
+        let until = Instant::now() + wait;
+        let mut front = self.lock();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if front.len > at || (left.is_zero() && !front.ended) {
+                return Some(front.len);
+            }
+            if front.ended {
+                return None;
+            }
+            let waited = self.0.moved.wait_timeout(front, left);
+            front = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The file. Bytes behind the front may be anything.
+    pub fn file(&self) -> &File {
+        &self.0.file
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Front> {
+        self.0.front.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn advance(&self, len: u64) {
+        self.lock().len = len;
+        self.0.moved.notify_all();
+    }
+
+    fn end(&self) {
+        self.lock().ended = true;
+        self.0.moved.notify_all();
+    }
+}
+
+/// How often a wait looks whether it is still wanted.
+const STOP_POLL: Duration = Duration::from_millis(50);
 
 impl Download {
     /// Open or resume the download of a blob into `path`; its journal is `path` with `.journal`.
@@ -124,81 +195,89 @@ impl Download {
         }
         let found = file.metadata().map_err(disk("reading"))?.len();
         reserve(&file, size).map_err(disk("reserving space for"))?;
-        let journal_path = journal_path(path);
+        let journal_path = Self::journal_path(path);
         let journal = open_file(&journal_path)
             // A journal beside a file that is not its own would declare holes to be data.
             .and_then(|file| if found == size { Ok(file) } else { file.set_len(0).map(|()| file) })
             .and_then(|file| Journal::open(file, &subject))
             .map_err(|source| disk_error(&journal_path, size, "reading", source))?;
         let (journal, chunks) = journal;
+        let file = Arc::new(file);
+        let shared =
+            Shared { file: Arc::clone(&file), front: Mutex::default(), moved: Condvar::new() };
         Ok(Self {
             path: path.to_owned(),
-            file: Arc::new(file),
+            file,
             journal,
             subject,
             options,
-            present: chunks.into_iter().collect(),
-            unrecorded: Vec::new(),
-            unrecorded_bytes: 0,
+            recorded: chunks.into_iter().collect(),
+            written: Vec::new(),
+            growing: Growing(Arc::new(shared)),
         })
     }
 
-    /// Bytes that need not be fetched.
-    pub fn present_bytes(&self) -> u64 {
-        let lens = self.present.keys().map(|&index| self.range(index));
-        lens.map(|range| range.end - range.start).sum()
+    /// Where the progress of a download into `path` is recorded.
+    pub fn journal_path(path: &Path) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".journal");
+        name.into()
     }
 
-    /// Fetch what is missing, and hand all chunks to the consumer in order: those that are there
-    /// already from the file, after their checksum was compared. The file keeps everything.
+    /// Bytes that a later download will not fetch again.
+    pub fn recorded_bytes(&self) -> u64 {
+        self.recorded.keys().map(|&index| self.range(index)).map(|it| it.end - it.start).sum()
+    }
+
+    /// The file, for those who read it meanwhile.
+    pub fn growing(&self) -> Growing {
+        self.growing.clone()
+    }
+
+    /// Fetch what is missing. What earlier runs recorded is checked first; chunks whose bytes are not
+    /// what was recorded are fetched again.
     ///
     /// # Errors
     /// The download can be run again after each; what is recorded is not fetched again.
     pub fn run(
         &mut self,
         blob: &Arc<dyn Blob>,
-        consumer: Option<&Sender<Chunk>>,
+        stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), BufferError> {
-        let indices = 0..self.subject.chunks_count();
-        let missing = |index: &u64| !self.present.contains_key(index);
-        let wanted: Vec<_> =
-            indices.clone().filter(missing).map(|index| self.range(index)).collect();
-        let mut stream = Stream::of_chunks(Arc::clone(blob), wanted, self.options.stream.clone());
-        let result = indices.into_iter().try_for_each(|index| {
-            let chunk = match self.present.get(&index).copied() {
-                Some(sum) => self.read_chunk(blob, index, sum, consumer.is_some())?,
-                None => Some(self.fetch_chunk(&mut stream, index)?),
-            };
-            match (chunk, consumer) {
-                (Some(chunk), Some(consumer)) => self.hand_over(chunk, consumer),
-                (Some(chunk), None) => {
-                    blob.recycle(chunk.fetched.bytes);
-                    Ok(())
+        let result = self.fill(blob, stop);
+        self.growing.end();
+        if result.is_err() {
+            // What came before a failure is worth keeping; the failure itself is what is reported.
+            let recorded = record(&self.file, &mut self.journal, &self.written);
+            match recorded {
+                Ok(()) => self.recorded.extend(self.written.drain(..)),
+                Err(error) => {
+                    tracing::warn!(path = %self.path.display(), %error, "progress is not kept");
                 }
-                (None, _) => Ok(()),
             }
-        });
-        // What came before a failure is worth keeping; the failure itself is what is reported.
-        let recorded = self.record();
-        result.and(recorded)
+        }
+        result
     }
 
-    /// The complete file, durable; its journal is removed.
+    /// The complete file; its journal is removed.
     ///
     /// # Errors
     /// If the disk refuses, or chunks are missing.
-    pub fn finish(mut self) -> Result<File, BufferError> {
-        self.record()?;
-        let missing = self.subject.chunks_count() - self.present.len() as u64;
+    pub fn finish(self, durable: Durable) -> Result<Arc<File>, BufferError> {
+        let size = self.subject.size;
+        let failed = |action, source| disk_error(&self.path, size, action, source);
+        let missing = size - self.growing.lock().len;
         if missing > 0 {
-            let source = io::Error::other(format!("{missing} chunks are missing"));
-            return Err(disk_error(&self.path, self.subject.size, "finishing", source));
+            let source = io::Error::other(format!("{missing} bytes are missing"));
+            return Err(failed("finishing", source));
         }
-        let journal = journal_path(&self.path);
+        if durable == Durable::Yes {
+            self.file.sync_all().map_err(|source| failed("syncing", source))?;
+        }
+        let journal = Self::journal_path(&self.path);
         std::fs::remove_file(&journal)
-            .map_err(|source| disk_error(&journal, self.subject.size, "removing", source))?;
-        let file = self.file.try_clone();
-        file.map_err(|source| disk_error(&self.path, self.subject.size, "finishing", source))
+            .map_err(|source| disk_error(&journal, size, "removing", source))?;
+        Ok(self.file)
     }
 
     fn range(&self, index: u64) -> Range<u64> {
@@ -206,94 +285,168 @@ impl Download {
         start..self.subject.size.min(start.saturating_add(self.subject.chunk_bytes))
     }
 
-    /// Next chunk from the network, written to its place.
-    fn fetch_chunk(&mut self, stream: &mut Stream, index: u64) -> Result<Chunk, BufferError> {
-        let mut failures = 0;
-        let chunk = loop {
-            match stream.next_in_order() {
-                Some(Ok(chunk)) => break chunk,
-                Some(Err(source)) => {
-                    failures += 1;
-                    if failures >= self.options.failures_max {
-                        let source = Box::new(source);
-                        return Err(BufferError::Fetch { path: self.path.clone(), source });
-                    }
-                }
-                None => unreachable!("chunk {index} is missing and not streamed"),
-            }
-        };
-        assert_eq!(chunk.offset, self.range(index).start, "chunks are out of order");
-        self.write(index, &chunk)?;
-        Ok(chunk)
-    }
-
-    /// A chunk of an earlier run; `None` if nobody is to read it. One whose bytes are not what was
-    /// recorded is fetched again.
-    fn read_chunk(
+    fn fill(
         &mut self,
         blob: &Arc<dyn Blob>,
-        index: u64,
-        sum: u64,
-        needed: bool,
-    ) -> Result<Option<Chunk>, BufferError> {
-        if !needed {
-            return Ok(None);
-        }
-        let range = self.range(index);
-        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or(usize::MAX)];
-        self.file
-            .read_exact_at(&mut bytes, range.start)
-            .map_err(|source| disk_error(&self.path, self.subject.size, "reading", source))?;
-        if checksum(&bytes, index) == sum {
-            let fetched = Fetched { bytes, headroom: 0 };
-            return Ok(Some(Chunk { offset: range.start, fetched }));
-        }
-        tracing::warn!(path = %self.path.display(), index, "chunk is damaged: fetching it again");
-        let options = self.options.stream.clone();
-        let mut again = Stream::of_chunks(Arc::clone(blob), vec![range], options);
-        self.fetch_chunk(&mut again, index).map(Some)
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), BufferError> {
+        let mut front = Progress { present: BTreeMap::new(), next: 0 };
+        self.check_recorded(&mut front, stop)?;
+        let missing = (0..self.subject.chunks_count()).filter(|it| !front.has(*it));
+        let missing: Vec<_> = missing.map(|index| self.range(index)).collect();
+        let stream = Stream::of_chunks(Arc::clone(blob), missing, self.options.stream.clone());
+        let Self { path, file, journal, subject, options, recorded, written, growing } = self;
+        let file: &File = file;
+        let mut filling = Filling { path, file, subject, options, growing, front };
+        std::thread::scope(|scope| {
+            // Making progress durable takes as long as the disk likes: the network goes on meanwhile.
+            let (sender, batches) = bounded::<Vec<(u64, u64)>>(0);
+            let recorder = scope.spawn(move || {
+                for batch in batches {
+                    record(file, journal, &batch)?;
+                    recorded.extend(batch);
+                }
+                Ok::<_, io::Error>(())
+            });
+            let filled = filling.run(stream, written, &sender, stop);
+            drop(sender);
+            let recording = recorder.join().unwrap_or_else(|it| std::panic::resume_unwind(it));
+            let size = filling.subject.size;
+            filled?;
+            recording.map_err(|source| disk_error(filling.path, size, "syncing", source))
+        })
     }
 
-    fn hand_over(&self, chunk: Chunk, consumer: &Sender<Chunk>) -> Result<(), BufferError> {
-        match consumer.send_timeout(chunk, self.options.consumer_patience) {
-            Ok(()) => Ok(()),
-            Err(SendTimeoutError::Timeout(_) | SendTimeoutError::Disconnected(_)) => {
-                Err(BufferError::Consumer { path: self.path.clone() })
+    /// Look at what earlier runs recorded.
+    fn check_recorded(
+        &mut self,
+        front: &mut Progress,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), BufferError> {
+        let mut bytes = Vec::new();
+        for (index, sum) in std::mem::take(&mut self.recorded) {
+            if stop() {
+                return Err(BufferError::Stopped { path: self.path.clone() });
             }
+            let range = self.range(index);
+            bytes.resize(usize::try_from(range.end - range.start).unwrap_or(usize::MAX), 0);
+            self.file
+                .read_exact_at(&mut bytes, range.start)
+                .map_err(|source| disk_error(&self.path, self.subject.size, "reading", source))?;
+            if checksum(&bytes, index) != sum {
+                let path = self.path.display();
+                tracing::warn!(path = %path, index, "chunk is damaged: fetching it again");
+                continue;
+            }
+            self.recorded.insert(index, sum);
+            let chunk_bytes = self.subject.chunk_bytes;
+            front.add(index, range.end, chunk_bytes, &self.growing);
         }
-    }
-
-    fn write(&mut self, index: u64, chunk: &Chunk) -> Result<(), BufferError> {
-        let data = chunk.fetched.data();
-        self.file
-            .write_all_at(data, chunk.offset)
-            .map_err(|source| disk_error(&self.path, self.subject.size, "writing", source))?;
-        self.unrecorded.push((index, checksum(data, index)));
-        self.unrecorded_bytes += data.len() as u64;
-        if self.unrecorded_bytes >= self.options.sync_bytes { self.record() } else { Ok(()) }
-    }
-
-    /// Make progress durable: the data first, then the word that it is there.
-    fn record(&mut self) -> Result<(), BufferError> {
-        if self.unrecorded.is_empty() {
-            return Ok(());
-        }
-        let recorded = self.file.sync_data().and_then(|()| self.journal.append(&self.unrecorded));
-        recorded.map_err(|source| disk_error(&self.path, self.subject.size, "syncing", source))?;
-        self.present.extend(self.unrecorded.drain(..));
-        self.unrecorded_bytes = 0;
         Ok(())
     }
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
+/// Which chunks are there.
+struct Progress {
+    /// Behind the front, with the end of each.
+    present: BTreeMap<u64, u64>,
+    /// Chunks in front of this one are all there.
+    next: u64,
 }
 
-fn journal_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".journal");
-    name.into()
+impl Progress {
+    fn has(&self, index: u64) -> bool {
+        index < self.next || self.present.contains_key(&index)
+    }
+
+    fn add(&mut self, index: u64, end: u64, chunk_bytes: u64, growing: &Growing) {
+        self.present.insert(index, end);
+        let mut len = None;
+        while let Some(end) = self.present.remove(&self.next) {
+            self.next += 1;
+            len = Some(end.min(self.next.saturating_mul(chunk_bytes)));
+        }
+        if let Some(len) = len {
+            growing.advance(len);
+        }
+    }
+}
+
+/// A download while it runs.
+struct Filling<'a> {
+    path: &'a Path,
+    file: &'a File,
+    subject: &'a Subject,
+    options: &'a DownloadOptions,
+    growing: &'a Growing,
+    front: Progress,
+}
+
+impl Filling<'_> {
+    fn run(
+        &mut self,
+        mut stream: Stream,
+        written: &mut Vec<(u64, u64)>,
+        recorder: &Sender<Vec<(u64, u64)>>,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(), BufferError> {
+        let (mut failures, mut unrecorded_bytes) = (0, 0);
+        loop {
+            if stop() {
+                return Err(BufferError::Stopped { path: self.path.to_owned() });
+            }
+            match stream.poll_as_it_comes(STOP_POLL) {
+                Poll::Pending => {}
+                Poll::Ready(None) => return Ok(()),
+                Poll::Ready(Some(Ok(chunk))) => {
+                    failures = 0;
+                    unrecorded_bytes += chunk.fetched.data().len() as u64;
+                    written.push(self.write(&chunk)?);
+                    stream.blob().recycle(chunk.fetched.bytes);
+                    // While the recorder is busy, the batch grows.
+                    if unrecorded_bytes >= self.options.sync_bytes
+                        && recorder.try_send(written.clone()).is_ok()
+                    {
+                        (unrecorded_bytes, *written) = (0, Vec::new());
+                    }
+                }
+                Poll::Ready(Some(Err(source))) => {
+                    failures += 1;
+                    if source.class() != Class::Retry || failures >= self.options.failures_max {
+                        let source = Box::new(source);
+                        return Err(BufferError::Fetch { path: self.path.to_owned(), source });
+                    }
+                    tracing::warn!(path = %self.path.display(), error = %source, "asking again");
+                }
+            }
+        }
+    }
+
+    /// Index and checksum of a chunk that is in its place now.
+    fn write(&mut self, chunk: &Chunk) -> Result<(u64, u64), BufferError> {
+        let (data, chunk_bytes) = (chunk.fetched.data(), self.subject.chunk_bytes);
+        self.file
+            .write_all_at(data, chunk.offset)
+            .map_err(|source| disk_error(self.path, self.subject.size, "writing", source))?;
+        let index = chunk.offset / chunk_bytes;
+        let end = chunk.offset + data.len() as u64;
+        self.front.add(index, end, chunk_bytes, self.growing);
+        Ok((index, checksum(data, index)))
+    }
+}
+
+/// Make progress durable: the data first, then the word that it is there.
+fn record(file: &File, journal: &mut Journal, chunks: &[(u64, u64)]) -> io::Result<()> {
+    match chunks {
+        [] => Ok(()),
+        _ => file.sync_data().and_then(|()| journal.append(chunks)),
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// Set the file's length and, where the file system can, its blocks aside.
@@ -314,7 +467,7 @@ fn disk_error(path: &Path, size: u64, action: &'static str, source: io::Error) -
     let path = path.to_owned();
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            BufferError::NoSpace { path, size }
+            BufferError::NoSpace { path, size, source }
         }
         _ => BufferError::Disk { action, path, source },
     }

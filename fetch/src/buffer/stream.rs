@@ -1,6 +1,6 @@
-//! A blob's bytes in order, with several wants under way.
+//! A blob's bytes in chunks, with several wants under way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::slots::{Slot, Slots};
 use crate::blob::{Blob, FetchError, FetchErrorDetail, Fetched, Priority, Ticket, Want};
 
 /// Shape of a stream.
@@ -17,6 +18,10 @@ pub struct StreamOptions {
     pub chunk_bytes: u64,
     /// Chunks that are asked for, or have come and not been taken.
     pub chunks_max: usize,
+    /// Limits shared with other streams on chunks that are asked for and have not come.
+    pub requests: Vec<Arc<Slots>>,
+    /// The same on chunks that are asked for or have not been taken: on their memory.
+    pub memory: Option<Arc<Slots>>,
     /// Who waits.
     pub priority: Priority,
     /// How long no chunk at all may come; a backstop behind the engine's own deadlines.
@@ -30,6 +35,8 @@ impl Default for StreamOptions {
             chunk_bytes: 4 << 20,
             // One per connection: with 4 MiB it is half of the engine's budget.
             chunks_max: 8,
+            requests: Vec::new(),
+            memory: None,
             priority: Priority::Prefetch,
             patience: Duration::from_secs(120),
         }
@@ -50,16 +57,35 @@ pub struct Stream {
     blob: Arc<dyn Blob>,
     options: StreamOptions,
     /// Chunks not asked for yet, in order.
-    missing: std::vec::IntoIter<Range<u64>>,
+    missing: VecDeque<Missing>,
     /// Chunks asked for and not handed out, by offset.
-    asked: BTreeMap<u64, (Range<u64>, Ticket)>,
+    asked: BTreeMap<u64, Asked>,
     ready: BTreeMap<u64, Fetched>,
     replies: (Sender<Reply>, Receiver<Reply>),
     /// How long somebody has waited since the last reply.
     silence: Duration,
 }
 
+struct Missing {
+    range: Range<u64>,
+    /// Of one that was asked for in vain: chunks behind it may have all others.
+    memory: Option<Slot>,
+}
+
+struct Asked {
+    range: Range<u64>,
+    ticket: Ticket,
+    memory: Option<Slot>,
+}
+
 type Reply = (Range<u64>, Result<Fetched, FetchError>);
+
+/// Which chunk is wanted next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    AsInBlob,
+    AsItComes,
+}
 
 impl Stream {
     /// Stream a range of a blob from its start on. Nothing is asked for before the first `next`.
@@ -84,7 +110,7 @@ impl Stream {
         Self {
             blob,
             options,
-            missing: chunks.into_iter(),
+            missing: chunks.into_iter().map(|range| Missing { range, memory: None }).collect(),
             asked: BTreeMap::new(),
             ready: BTreeMap::new(),
             // Bounded by `chunks_max`: a want sends one reply.
@@ -108,35 +134,12 @@ impl Stream {
     /// As [`Self::next_in_order`], but waits no longer than `wait`: then the chunk is pending, and the
     /// caller may look at something else before it asks again.
     pub fn poll_in_order(&mut self, wait: Duration) -> Poll<Option<Result<Chunk, FetchError>>> {
-        self.fill();
-        let Some(offset) = self.asked.keys().next().copied() else { return Poll::Ready(None) };
-        let until = Instant::now() + wait;
-        while !self.ready.contains_key(&offset) {
-            match self.receive(until.saturating_duration_since(Instant::now())) {
-                Ok(true) => {}
-                Ok(false) => return Poll::Pending,
-                Err(error) => return Poll::Ready(Some(Err(error))),
-            }
-        }
-        Poll::Ready(self.hand_out(offset).map(Ok))
+        self.poll(wait, Order::AsInBlob)
     }
 
-    /// Wait for the chunk that comes first, wherever it lies. `None` at the end.
-    ///
-    /// # Errors
-    /// As [`Self::next_in_order`].
-    pub fn next_as_it_comes(&mut self) -> Option<Result<Chunk, FetchError>> {
-        self.fill();
-        if self.asked.is_empty() {
-            return None;
-        }
-        while self.ready.is_empty() {
-            if let Err(error) = self.receive(self.options.patience) {
-                return Some(Err(error));
-            }
-        }
-        let offset = *self.ready.keys().next()?;
-        self.hand_out(offset).map(Ok)
+    /// The chunk that comes first, wherever it lies; else as [`Self::poll_in_order`].
+    pub fn poll_as_it_comes(&mut self, wait: Duration) -> Poll<Option<Result<Chunk, FetchError>>> {
+        self.poll(wait, Order::AsItComes)
     }
 
     /// The blob, for recycling.
@@ -144,20 +147,77 @@ impl Stream {
         &self.blob
     }
 
-    fn fill(&mut self) {
-        while self.asked.len() < self.options.chunks_max.max(1) {
-            let Some(range) = self.missing.next() else { break };
-            self.ask(range);
+    fn poll(&mut self, wait: Duration, order: Order) -> Poll<Option<Result<Chunk, FetchError>>> {
+        let until = Instant::now() + wait;
+        loop {
+            self.fill();
+            let Some(first) = self.first() else { return Poll::Ready(None) };
+            let next = match order {
+                Order::AsInBlob => self.ready.contains_key(&first).then_some(first),
+                Order::AsItComes => self.ready.keys().next().copied(),
+            };
+            if let Some(offset) = next {
+                return Poll::Ready(self.hand_out(offset).map(Ok));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if self.asked.is_empty() {
+                if left.is_zero() {
+                    return Poll::Pending;
+                }
+                self.wait_for_slots(left);
+                continue;
+            }
+            match self.receive(left) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
         }
     }
 
-    fn ask(&mut self, range: Range<u64>) {
+    /// Offset of the first chunk that was not handed out.
+    fn first(&self) -> Option<u64> {
+        let asked = self.asked.keys().next().copied();
+        let missing = self.missing.front().map(|it| it.range.start);
+        asked.into_iter().chain(missing).min()
+    }
+
+    fn fill(&mut self) {
+        while self.asked.len() < self.options.chunks_max.max(1)
+            && let Some(next) = self.missing.front_mut()
+        {
+            let limits = self.options.requests.iter();
+            let slots = limits.map(Slots::try_take).collect::<Option<Vec<_>>>();
+            if let (None, Some(limit)) = (&next.memory, &self.options.memory) {
+                next.memory = limit.try_take();
+            }
+            let has_memory = next.memory.is_some() || self.options.memory.is_none();
+            let Some(slots) = slots.filter(|_| has_memory) else { break };
+            if let Some(Missing { range, memory }) = self.missing.pop_front() {
+                self.ask(range, slots, memory);
+            }
+        }
+    }
+
+    fn ask(&mut self, range: Range<u64>, slots: Vec<Slot>, memory: Option<Slot>) {
         let (sender, asked) = (self.replies.0.clone(), range.clone());
-        // Fails only when the stream is gone.
-        let reply = Box::new(move |result| drop(sender.send((asked, result))));
+        let reply = Box::new(move |result| {
+            // Whoever takes the chunk may be busy: others may ask meanwhile.
+            drop(slots);
+            // Fails only when the stream is gone.
+            drop(sender.send((asked, result)));
+        });
         let priority = self.options.priority;
         let ticket = self.blob.want(Want { range: range.clone(), priority, headroom: 0, reply });
-        self.asked.insert(range.start, (range, ticket));
+        self.asked.insert(range.start, Asked { range, ticket, memory });
+    }
+
+    /// Others have all that we may use: wait until one of them is done.
+    fn wait_for_slots(&self, wait: Duration) {
+        let limits = self.options.requests.iter().chain(&self.options.memory);
+        if let Some(limit) = limits.into_iter().find(|limit| limit.free() == 0) {
+            drop(limit.take_within(wait));
+        }
     }
 
     /// Wait for a reply; false if none came yet.
@@ -171,7 +231,7 @@ impl Stream {
                 return Ok(false);
             }
             self.silence = Duration::ZERO;
-            let range = self.asked.values().next().map_or(0..0, |(range, _)| range.clone());
+            let range = self.asked.values().next().map_or(0..0, |asked| asked.range.clone());
             let message = format!("no chunk came within {:.0} s", patience.as_secs_f64());
             let digest = *self.blob.digest();
             return Err(FetchError::Unreachable(FetchErrorDetail { digest, range, message }));
@@ -185,7 +245,9 @@ impl Stream {
                 Ok(true)
             }
             Err(error) => {
-                self.ask(range);
+                let memory = self.asked.remove(&range.start).and_then(|asked| asked.memory);
+                let at = self.missing.partition_point(|other| other.range.start < range.start);
+                self.missing.insert(at, Missing { range, memory });
                 Err(error)
             }
         }
@@ -201,8 +263,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        for (_, ticket) in self.asked.values() {
-            ticket.cancel();
+        for asked in self.asked.values() {
+            asked.ticket.cancel();
         }
     }
 }
@@ -265,6 +327,42 @@ mod tests {
         assert_eq!(found, content);
         assert!(failures > 0);
     }
+
+    #[test]
+    fn streams_share_their_limits() {
+        let content: Vec<u8> = (0..2000).map(|at| at as u8).collect();
+        let requests = Slots::new(3);
+        let options = StreamOptions {
+            requests: vec![Arc::clone(&requests)],
+            memory: Some(Slots::new(2)),
+            ..options(100, 8)
+        };
+        let one = Arc::new(Silent(MemoryBlob::new(content.clone()), Default::default()));
+        let mut waiting = Stream::new(one.clone(), 0..2000, options.clone());
+        assert!(waiting.poll_as_it_comes(Duration::from_millis(1)).is_pending());
+        assert_eq!(one.1.lock().unwrap().len(), 2, "as much as there is memory");
+        // Somebody else gets nothing now, and all of it later.
+        let mut other = Stream::new(MemoryBlob::new(content.clone()), 0..2000, options);
+        assert!(other.poll_as_it_comes(Duration::from_millis(1)).is_pending());
+        drop(waiting);
+        one.1.lock().unwrap().clear();
+        let mut found = vec![0; 2000];
+        while let Some(chunk) = {
+            let next = other.poll_as_it_comes(Duration::from_secs(10));
+            assert!(next.is_ready() && requests.free() >= 1);
+            match next {
+                Poll::Ready(next) => next,
+                Poll::Pending => None,
+            }
+        } {
+            let chunk = chunk.unwrap();
+            let data = chunk.fetched.data();
+            found[chunk.offset as usize..][..data.len()].copy_from_slice(data);
+        }
+        assert_eq!(found, content);
+        assert_eq!(requests.free(), 3);
+    }
+
     /// Keeps what is wanted of it until it is told to answer.
     struct Silent(Arc<MemoryBlob>, std::sync::Mutex<Vec<Want>>);
 

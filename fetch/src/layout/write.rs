@@ -69,6 +69,36 @@ impl LayoutWriter {
         temporary.rename(&path)
     }
 
+    /// Whether a blob is there.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.path.join(blob_path(digest)).exists()
+    }
+
+    /// Add a blob whose file was checked against its digest: without a copy where that can be.
+    pub fn link_blob(&self, digest: &Digest, file: &Path) -> Result<(), LayoutError> {
+        let path = self.path.join(blob_path(digest));
+        let parent = path.parent().unwrap_or(&self.path);
+        std::fs::create_dir_all(parent).map_err(|error| io("making", parent, &error))?;
+        match std::fs::hard_link(file, &path) {
+            Ok(()) => sync_directory(parent),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+                let content = File::open(file).map_err(|error| io("opening", file, &error))?;
+                self.put_blob(digest, content)
+            }
+            Err(error) => Err(io("linking", &path, &error)),
+        }
+    }
+
+    /// Delete a blob, unless it is not there.
+    pub fn remove_blob(&self, digest: &Digest) -> Result<(), LayoutError> {
+        let path = self.path.join(blob_path(digest));
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io("removing", &path, &error)),
+            _ => Ok(()),
+        }
+    }
+
     /// List a manifest in `index.json`, under a name or without one. A name moves from where it was.
     pub fn list(&self, descriptor: &Descriptor, name: Option<&str>) -> Result<(), LayoutError> {
         self.edit(|index| {
@@ -89,11 +119,7 @@ impl LayoutWriter {
     /// Take a manifest out of `index.json`, under whatever names, and delete it. What it names stays.
     pub fn remove(&self, digest: &Digest) -> Result<(), LayoutError> {
         self.edit(|index| index.manifests.retain(|it| it.digest != *digest))?;
-        let path = self.path.join(blob_path(digest));
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(io("removing", &path, &error)),
-            _ => Ok(()),
-        }
+        self.remove_blob(digest)
     }
 
     /// Replace `index.json`, against all others who do so.
@@ -158,10 +184,13 @@ impl Temporary {
     fn rename(mut self, to: &Path) -> Result<(), LayoutError> {
         std::fs::rename(&self.path, to).map_err(|error| io("naming", to, &error))?;
         self.kept = true;
-        let parent = to.parent().unwrap_or(to);
-        let directory = File::open(parent).and_then(|directory| directory.sync_all());
-        directory.map_err(|error| io("syncing", parent, &error))
+        sync_directory(to.parent().unwrap_or(to))
     }
+}
+
+fn sync_directory(path: &Path) -> Result<(), LayoutError> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| io("syncing", path, &error))
 }
 
 impl Drop for Temporary {

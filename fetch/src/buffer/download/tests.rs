@@ -1,6 +1,4 @@
-use std::sync::atomic::Ordering;
-
-use crossbeam_channel::bounded;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::blob::{FetchErrorDetail, Ticket, Want};
@@ -18,26 +16,26 @@ fn options() -> DownloadOptions {
     DownloadOptions { stream, sync_bytes: 1000, ..DownloadOptions::default() }
 }
 
-/// Run a download with a consumer that takes everything; returns what it took.
+/// Run a download beside somebody who reads all of it; returns what it read.
 fn consume(download: &mut Download, blob: &Arc<dyn Blob>) -> (Result<(), BufferError>, Vec<u8>) {
-    let (sender, receiver) = bounded::<Chunk>(2);
+    let growing = download.growing();
     std::thread::scope(|scope| {
-        let consumer = scope.spawn(move || {
+        let reader = scope.spawn(move || {
             let mut found = Vec::new();
-            for chunk in receiver {
-                assert_eq!(chunk.offset, found.len() as u64);
-                found.extend_from_slice(chunk.fetched.data());
+            while let Some(front) = growing.wait(found.len() as u64, Duration::from_millis(1)) {
+                let at = found.len();
+                found.resize(front as usize, 0);
+                growing.file().read_exact_at(&mut found[at..], at as u64).unwrap();
             }
             found
         });
-        let result = download.run(blob, Some(&sender));
-        drop(sender);
-        (result, consumer.join().unwrap())
+        let result = download.run(blob, &|| false);
+        (result, reader.join().unwrap())
     })
 }
 
 #[test]
-fn file_and_consumer_get_everything() {
+fn the_file_is_read_while_it_grows() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("blob");
     let blob: Arc<dyn Blob> = MemoryBlob::new(content());
@@ -45,9 +43,9 @@ fn file_and_consumer_get_everything() {
     let (result, found) = consume(&mut download, &blob);
     result.unwrap();
     assert_eq!(found, content());
-    download.finish().unwrap();
+    download.finish(Durable::Yes).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), content());
-    assert!(!journal_path(&path).exists());
+    assert!(!Download::journal_path(&path).exists());
 }
 
 /// A blob whose bytes from 5,000 on cannot be had.
@@ -80,15 +78,16 @@ fn resumes_after_a_failure_and_repairs_damage() {
     let inner = MemoryBlob::new(content());
     let half: Arc<dyn Blob> = Arc::new(Half(Arc::clone(&inner)));
     let mut download = Download::open(&path, &*half, options()).unwrap();
-    let (result, _) = consume(&mut download, &half);
+    let (result, found) = consume(&mut download, &half);
     let error = result.unwrap_err();
     assert!(matches!(error, BufferError::Fetch { .. }), "{error}");
+    assert_eq!(found, &content()[..5000]);
     drop(download);
 
     let blob: Arc<dyn Blob> = inner.clone();
     let before = inner.wants_count.load(Ordering::SeqCst) as u64;
     let mut download = Download::open(&path, &*blob, options()).unwrap();
-    let present = download.present_bytes();
+    let present = download.recorded_bytes();
     assert_eq!(present, 5000);
     // A page that rotted while nobody looked.
     download.file.write_all_at(b"rot", 5).unwrap();
@@ -97,22 +96,27 @@ fn resumes_after_a_failure_and_repairs_damage() {
     assert_eq!(found, content());
     let wanted = inner.wants_count.load(Ordering::SeqCst) as u64 - before;
     assert_eq!(wanted, (LEN as u64).div_ceil(100) - present / 100 + 1);
-    download.finish().unwrap();
+    download.finish(Durable::Yes).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), content());
 }
 
 #[test]
-fn without_consumer_nothing_is_read_back() {
+fn a_stop_keeps_what_has_come() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("blob");
-    let blob: Arc<dyn Blob> = MemoryBlob::new(content());
+    let inner = MemoryBlob::new(content());
+    let blob: Arc<dyn Blob> = inner.clone();
+    let looks = AtomicUsize::new(0);
     let mut download = Download::open(&path, &*blob, options()).unwrap();
-    download.run(&blob, None).unwrap();
-    download.run(&blob, None).unwrap();
-    drop(download);
-    let download = Download::open(&path, &*blob, options()).unwrap();
-    assert_eq!(download.present_bytes(), LEN as u64);
-    download.finish().unwrap();
+    let stop = || looks.fetch_add(1, Ordering::SeqCst) >= 20;
+    let error = download.run(&blob, &stop).unwrap_err();
+    assert!(matches!(error, BufferError::Stopped { .. }), "{error}");
+    assert!(matches!(download.finish(Durable::No).unwrap_err(), BufferError::Disk { .. }));
+    let mut download = Download::open(&path, &*blob, options()).unwrap();
+    assert_eq!(download.recorded_bytes(), 2000);
+    download.run(&blob, &|| false).unwrap();
+    download.finish(Durable::No).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), content());
 }
 
 #[test]
@@ -128,24 +132,13 @@ fn one_at_a_time() {
 }
 
 #[test]
-fn lost_consumer_and_early_finish_are_errors() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("blob");
-    let blob: Arc<dyn Blob> = MemoryBlob::new(content());
-    let mut download = Download::open(&path, &*blob, options()).unwrap();
-    let (sender, receiver) = bounded(1);
-    drop(receiver);
-    let error = download.run(&blob, Some(&sender)).unwrap_err();
-    assert!(matches!(error, BufferError::Consumer { .. }), "{error}");
-    assert!(matches!(download.finish().unwrap_err(), BufferError::Disk { .. }));
-}
-
-#[test]
 fn empty_blob() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("blob");
     let blob: Arc<dyn Blob> = MemoryBlob::new(Vec::new());
     let mut download = Download::open(&path, &*blob, options()).unwrap();
-    download.run(&blob, None).unwrap();
-    assert_eq!(download.finish().unwrap().metadata().unwrap().len(), 0);
+    let (result, found) = consume(&mut download, &blob);
+    result.unwrap();
+    assert!(found.is_empty());
+    assert_eq!(download.finish(Durable::No).unwrap().metadata().unwrap().len(), 0);
 }
