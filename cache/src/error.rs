@@ -71,6 +71,16 @@ pub enum CacheError {
         #[source]
         source: BuildError,
     },
+    /// The program that decompresses layers failed.
+    #[error("decompressing layer {layer} by {program}: {reason}")]
+    Decompressor {
+        /// Layer.
+        layer: Digest,
+        /// Its file.
+        program: PathBuf,
+        /// How, and what it said.
+        reason: String,
+    },
     /// Nobody wants it any more.
     #[error("getting layer {layer} was stopped")]
     Stopped {
@@ -92,7 +102,7 @@ impl CacheError {
             Self::Unavailable { source, .. } => source.class(),
             Self::BadZtoc { .. } | Self::Condemned { .. } | Self::Build { .. } => Class::Corrupt,
             Self::Stopped { .. } => Class::Cancelled,
-            Self::OtherFormat { .. } => Class::Refused,
+            Self::OtherFormat { .. } | Self::Decompressor { .. } => Class::Refused,
             Self::Storage { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Class::Refused
             }

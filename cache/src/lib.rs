@@ -34,4 +34,4 @@ pub use error::CacheError;
 pub use layer::{KnownLayer, Layer, LayerSpec, LayerStatus, Role, Verification};
 pub use prefetch::{Background, Image, ImageSpec, ImageStatus, Trace, TraceError};
 pub use sys::give_back_memory;
-pub use whole::{LocalLayer, Origin, Whole, WholeSpec, WholeToc};
+pub use whole::{Buffer, LocalLayer, Origin, Program, Whole, WholeSpec, WholeToc};

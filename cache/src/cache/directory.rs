@@ -11,6 +11,7 @@
 //!     tail                              bytes of the blob behind the archive, if any
 //!     index                             EROFS metadata over the layer file
 //!     part                              a layer file in the making, by a pass over the whole blob
+//!     blob, blob.journal                its blob on the way, see `spanfs_fetch::buffer`
 //!     whole                             JSON: what such a pass found, see `whole::kept`
 //!     condemned                         JSON: the zTOC's digest, why it is not served any more
 //! ROOT/private/PID-NUMBER/              the same for a process that came second; removed at its end
@@ -22,12 +23,14 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use spanfs_fetch::buffer::Download;
 use spanfs_layer::Digest;
 
 use super::claim::{self, Claim, make_directory};
 use crate::CacheError;
+use crate::layer::open::{CONDEMNED, LAYER, remove_if_there};
 
 /// First line of the version file. Changing it makes older caches unreadable.
 const VERSION: &str = "spanfs cache 1";
@@ -96,7 +99,8 @@ impl Directory {
     /// Remove what passes over whole layers left that came to no end.
     pub(crate) fn sweep_parts(&self) {
         let layers = paths(&self.root.join("layers")).into_iter().flat_map(|it| paths(&it));
-        for path in layers.filter(|path| path.join(PART).exists()) {
+        let is_left = |path: &PathBuf| [PART, BLOB].iter().any(|name| path.join(name).exists());
+        for path in layers.filter(is_left) {
             if let Err(error) = sweep_part(&path) {
                 tracing::warn!(path = %path.display(), %error, "left-over of a pass stays");
             }
@@ -112,14 +116,36 @@ impl Directory {
 
 /// Name of a layer file in the making.
 pub(crate) const PART: &str = "part";
+/// Name of a blob on its way.
+pub(crate) const BLOB: &str = "blob";
+
+/// So long an interrupted download waits for somebody to go on with it: whoever pulls tries again
+/// after minutes at the most.
+const DOWNLOAD_KEPT: Duration = Duration::from_secs(3600);
+
+/// Whether a download was interrupted here that somebody may go on with.
+pub(crate) fn has_fresh_download(layer: &Path) -> bool {
+    let journal = Download::journal_path(&layer.join(BLOB));
+    let modified = fs::metadata(journal).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < DOWNLOAD_KEPT))
+}
 
 fn sweep_part(path: &Path) -> io::Result<()> {
-    let claim = Claim::open(path)?;
-    // Whoever has the lock is at it.
-    match claim.try_pass()? {
-        Some(_pass) => fs::remove_file(claim.file(PART)),
-        None => Ok(()),
+    {
+        let claim = Claim::open(path)?;
+        // Whoever has the lock is at it.
+        let Some(_pass) = claim.try_pass()? else { return Ok(()) };
+        remove_if_there(&claim.file(PART))?;
+        if has_fresh_download(path) {
+            return Ok(());
+        }
+        let blob = claim.file(BLOB);
+        remove_if_there(&Download::journal_path(&blob))?;
+        remove_if_there(&blob)?;
     }
+    // Without the layer nothing of it is of use.
+    let is_layer = [LAYER, CONDEMNED].iter().any(|name| path.join(name).exists());
+    if is_layer { Ok(()) } else { claim::try_remove(path).map(drop) }
 }
 
 /// At most this much of a version file is read: it may be anything.

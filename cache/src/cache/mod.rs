@@ -224,6 +224,11 @@ impl Cache {
         self.directory.layers().into_iter().map(|entry| entry.digest).collect()
     }
 
+    /// Whether getting a layer was interrupted lately, so that somebody may go on with it.
+    pub fn is_expected(&self, layer: &Digest) -> bool {
+        whole::is_expected(&self.directory.layer(layer))
+    }
+
     /// Remove a layer from the disk, unless somebody uses it.
     pub fn remove(&self, layer: &Digest) -> Result<(), CacheError> {
         let path = self.directory.layer(layer);

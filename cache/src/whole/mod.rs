@@ -1,16 +1,20 @@
 //! A layer that nobody can have span by span yet: its whole blob once, in order.
 //!
 //! ```text
-//! blob ─▶ stream ─▶ builder ─┬─▶ part file ──(digests right, on the disk)──▶ layer file
-//!                            └─▶ zTOC, sums of the spans ──▶ span journal, seal
+//! blob ─┬─▶ chunks in memory ──────────┬─▶ builder ─┬─▶ part file ──(digests right)──▶ layer file
+//!       └─▶ chunks in a file, resumable ┘   ▲        └─▶ zTOC, sums of the spans ──▶ journal, seal
+//!                    │                     └─ program that decompresses, if one is set up
+//!                    └──(digests right)──▶ whoever keeps blobs
 //! ```
 //!
-//! In memory stand the stream's chunks and what the builder holds. A layer that can't have a zTOC
+//! In memory stand the chunks under way and what the builder holds. A layer that can't have a zTOC
 //! stays as a finished local file; its entries are read from there the next time.
 
 mod kept;
 mod local;
 mod pass;
+mod program;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -20,18 +24,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use spanfs_fetch::buffer::StreamOptions;
+use spanfs_fetch::buffer::{Download, Durable, Slots, StreamOptions};
 use spanfs_fetch::{Blob, Priority};
 use spanfs_layer::{Digest, Record, Ztoc};
 
 use crate::build::{BuildOptions, Built, Toc};
 use crate::cache::claim::{self, Claim, FillLock, PassLock};
-use crate::cache::directory::PART;
+use crate::cache::directory::{self, BLOB, PART};
 use crate::layer::open::{CONDEMNED, LAYER, remove_if_there, take_over};
 use crate::layer::{Filled, open_filled};
 use crate::{Cache, CacheError, Content, Layer, LayerSpec, Role};
 
 pub use local::LocalLayer;
+pub use program::Program;
 
 /// Which layer to get whole, and how.
 pub struct WholeSpec<'a> {
@@ -39,6 +44,8 @@ pub struct WholeSpec<'a> {
     pub blob: Arc<dyn Blob>,
     /// Digest of the uncompressed tar as the image config promises it.
     pub diff_id: Option<Digest>,
+    /// The same bytes where they need not be fetched: read once, and no more after that.
+    pub local: Option<Arc<dyn Blob>>,
     /// Compression if known, and how to cut spans.
     pub build: BuildOptions,
     /// Chunks under way, which bound the memory; who waits; how long no byte at all may come, from
@@ -48,6 +55,27 @@ pub struct WholeSpec<'a> {
     pub stop: &'a AtomicBool,
     /// Told how many bytes of the blob have passed.
     pub progress: &'a (dyn Fn(u64) + Sync),
+    /// Where the blob's bytes stand between network and decoder.
+    pub buffer: Buffer,
+    /// Limits on layers that are decoded at once; downloads into a file need not wait for them.
+    pub unpacks: &'a [Arc<Slots>],
+    /// Given the file of the blob once its digest matched; only with [`Buffer::File`]. The file is gone
+    /// when it returns, unless it was linked elsewhere.
+    pub keep: Option<&'a (dyn Fn(&Path) + Sync)>,
+    /// Whether the layer is to have a zTOC. Without, it is a local file and no more.
+    pub ztoc: bool,
+    /// Decompresses in our place; then the layer has no zTOC.
+    pub program: Option<&'a Program>,
+}
+
+/// See [`WholeSpec::buffer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Buffer {
+    /// In memory: the network waits for the decoder.
+    Memory,
+    /// In a file beside the layer: the network waits for the disk alone, and an interrupted download
+    /// goes on where it was.
+    File,
 }
 
 /// Together 16 MiB: 2 MiB are long beside the round trip of a request, and eight of them keep eight
@@ -136,7 +164,7 @@ const STOP_POLL: Duration = Duration::from_millis(50);
 pub(crate) fn obtain(cache: &Cache, spec: WholeSpec<'_>) -> Result<Whole, CacheError> {
     let path = cache.directory().layer(&spec.layer());
     let result = obtain_in(cache, &spec);
-    if result.is_err() && ![LAYER, CONDEMNED].iter().any(|name| path.join(name).exists()) {
+    if result.is_err() && ![LAYER, CONDEMNED, BLOB].iter().any(|name| path.join(name).exists()) {
         // Nothing of the layer is here: nor should its directory be.
         remove_directory(&path);
     }
@@ -221,11 +249,29 @@ impl Pass<'_> {
         let path = self.claim.file(PART);
         let made = remove_if_there(&path).and_then(|()| make_part(&path));
         let part = made.map_err(CacheError::storage("making", &path))?;
-        let result = pass::run(self.spec, &part, &path).and_then(|built| self.keep(built, part));
-        if result.is_err()
-            && let Err(error) = remove_if_there(&path)
-        {
-            tracing::warn!(path = %path.display(), %error, "left-over of a pass stays");
+        let blob_path = self.claim.file(BLOB);
+        let spec = self.spec;
+        let result = pass::run(spec, &self.claim, &part, &path).and_then(|passed| {
+            let pass::Passed { built, download } = passed;
+            // Both wait for the disk.
+            std::thread::scope(|scope| {
+                let keep = || download.map_or(Ok(()), |it| keep_blob(spec, it, &blob_path));
+                let kept = scope.spawn(keep);
+                let whole = self.keep(built, part);
+                kept.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                whole
+            })
+        });
+        if let Err(error) = &result {
+            let mut left = vec![path];
+            if !source::is_resumable(error) {
+                left.extend([Download::journal_path(&blob_path), blob_path]);
+            }
+            for path in left {
+                if let Err(error) = remove_if_there(&path) {
+                    tracing::warn!(path = %path.display(), %error, "left-over of a pass stays");
+                }
+            }
         }
         result
     }
@@ -234,14 +280,19 @@ impl Pass<'_> {
         let Self { cache, spec, claim, fill, role } = self;
         let (diff_id, origin) = (built.diff_id, Origin::Blob);
         let uncompressed_len = built.uncompressed_len;
-        let mut ztoc = match built.toc {
-            Toc::Lazy(ztoc) => ztoc,
-            Toc::Whole { records, reason } => {
-                let found = kept::Found::Never { reason: reason.to_string(), uncompressed_len };
+        let ztoc = match (built.toc, spec.program) {
+            (Toc::Lazy(ztoc), None) if spec.ztoc => Ok(ztoc),
+            (Toc::Lazy(ztoc), None) => Err((ztoc.records, "no zTOC was wanted".to_owned())),
+            (Toc::Lazy(ztoc), Some(program)) => Err((ztoc.records, program.no_ztoc())),
+            (Toc::Whole { records, reason }, _) => Err((records, reason.to_string())),
+        };
+        let mut ztoc = match ztoc {
+            Ok(ztoc) => ztoc,
+            Err((records, reason)) => {
+                let found = kept::Found::Never { reason: reason.clone(), uncompressed_len };
                 let content = local::keep(spec.layer(), claim, role, part, diff_id, &found)?;
                 drop(fill);
-                let toc =
-                    WholeToc::Never { content: Arc::new(content), reason: reason.to_string() };
+                let toc = WholeToc::Never { content: Arc::new(content), reason };
                 return Ok(Whole { records: records.into(), toc, diff_id, origin });
             }
         };
@@ -266,6 +317,21 @@ impl Pass<'_> {
         let toc = WholeToc::Lazy { layer, ztoc: encoded };
         Ok(Whole { records: records.into(), toc, diff_id, origin })
     }
+}
+
+/// Hand a blob whose digest matched to whoever keeps blobs.
+fn keep_blob(spec: &WholeSpec<'_>, download: Download, path: &Path) -> Result<(), CacheError> {
+    let durable = if spec.keep.is_some() { Durable::Yes } else { Durable::No };
+    download.finish(durable).map_err(|error| source::failed(spec, error))?;
+    if let Some(keep) = spec.keep {
+        keep(path);
+    }
+    remove_if_there(path).map_err(CacheError::storage("removing", path))
+}
+
+/// Whether an interrupted download of a layer waits for somebody to go on with it.
+pub(crate) fn is_expected(layer_directory: &Path) -> bool {
+    directory::has_fresh_download(layer_directory)
 }
 
 fn make_part(path: &Path) -> std::io::Result<File> {

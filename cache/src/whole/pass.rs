@@ -4,28 +4,34 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 
-use spanfs_fetch::Class;
-use spanfs_fetch::buffer::Stream;
+use spanfs_fetch::buffer::Download;
 use spanfs_layer::{Algorithm, Digest, Hasher, UncompressedOffset};
 
-use super::{STOP_POLL, WholeSpec};
+use super::{WholeSpec, program, source};
 use crate::CacheError;
-use crate::build::{BuildError, Built, LayerBuilder, Sink};
+use crate::build::{BuildError, BuildOptions, Built, LayerBuilder};
+use crate::cache::claim::Claim;
 
-/// Times in a row that a chunk is asked for again, after the engine gave up on it.
-const RETRIES_MAX: u32 = 2;
+/// What a pass leaves beside the part file.
+pub(super) struct Passed {
+    /// Its digests are the promised ones where there was a promise.
+    pub(super) built: Built,
+    /// The blob, if it came through a file.
+    pub(super) download: Option<Download>,
+}
 
-/// Write the tar of `spec`'s blob to `part`, and check both digests. The digests of what comes back
-/// are the promised ones where there was a promise.
-pub(super) fn run(spec: &WholeSpec<'_>, part: &File, path: &Path) -> Result<Built, CacheError> {
+/// Write the tar of `spec`'s blob to `part`, and check both digests.
+pub(super) fn run(
+    spec: &WholeSpec<'_>,
+    claim: &Claim,
+    part: &File,
+    path: &Path,
+) -> Result<Passed, CacheError> {
     let layer = spec.layer();
     // The builder knows SHA-256 alone.
-    let (mut blob_hash, mut tar_hash) =
-        (other_hash(Some(&layer)), other_hash(spec.diff_id.as_ref()));
+    let mut tar_hash = other_hash(spec.diff_id.as_ref());
     let sink = |at: UncompressedOffset, bytes: &[u8]| {
         // A chunk may inflate to a thousand times its length.
         if spec.stop.load(Ordering::Relaxed) {
@@ -43,12 +49,14 @@ pub(super) fn run(spec: &WholeSpec<'_>, part: &File, path: &Path) -> Result<Buil
         }
         source => CacheError::Build { layer, source },
     };
-    let mut builder = LayerBuilder::new(spec.build.clone(), sink).map_err(failed)?;
-    feed(spec, &mut builder, &mut blob_hash, failed)?;
-    let mut built = builder.finish().map_err(failed)?;
-    if let Some(hash) = blob_hash {
-        built.blob_digest = hash.finish();
-    }
+    let builder = |options: BuildOptions| LayerBuilder::new(options, sink).map_err(failed);
+    let (mut built, download) = match spec.program {
+        None => decode_here(spec, claim, builder(spec.build.clone())?, failed)?,
+        Some(program) => {
+            let builder = builder(program::build_options(spec))?;
+            program::decode(program, spec, claim, builder, failed)?
+        }
+    };
     if let Some(hash) = tar_hash {
         built.diff_id = hash.finish();
     }
@@ -56,7 +64,26 @@ pub(super) fn run(spec: &WholeSpec<'_>, part: &File, path: &Path) -> Result<Buil
     if let Some(diff_id) = &spec.diff_id {
         check(layer, "its tar has digest", &built.diff_id, diff_id)?;
     }
-    Ok(built)
+    Ok(Passed { built, download })
+}
+
+/// Decompress by the builder itself.
+fn decode_here<S: crate::build::Sink>(
+    spec: &WholeSpec<'_>,
+    claim: &Claim,
+    mut builder: LayerBuilder<S>,
+    failed: impl Fn(BuildError) -> CacheError,
+) -> Result<(Built, Option<Download>), CacheError> {
+    let mut blob_hash = other_hash(Some(&spec.layer()));
+    let download = source::feed(spec, claim, |bytes| {
+        blob_hash.iter_mut().for_each(|hash| hash.update(bytes));
+        builder.feed(bytes).map_err(&failed)
+    })?;
+    let mut built = builder.finish().map_err(failed)?;
+    if let Some(hash) = blob_hash {
+        built.blob_digest = hash.finish();
+    }
+    Ok((built, download))
 }
 
 fn other_hash(digest: Option<&Digest>) -> Option<Hasher> {
@@ -64,47 +91,17 @@ fn other_hash(digest: Option<&Digest>) -> Option<Hasher> {
     (algorithm != Algorithm::Sha256).then(|| Hasher::new(algorithm))
 }
 
-fn check(layer: Digest, what: &str, found: &Digest, expected: &Digest) -> Result<(), CacheError> {
+pub(super) fn check(
+    layer: Digest,
+    what: &str,
+    found: &Digest,
+    expected: &Digest,
+) -> Result<(), CacheError> {
     match found == expected {
         true => Ok(()),
         false => {
             let reason = format!("{what} {found}, expected {expected}");
             Err(CacheError::Condemned { layer, reason })
-        }
-    }
-}
-
-fn feed<S: Sink>(
-    spec: &WholeSpec<'_>,
-    builder: &mut LayerBuilder<S>,
-    blob_hash: &mut Option<Hasher>,
-    failed: impl Fn(BuildError) -> CacheError,
-) -> Result<(), CacheError> {
-    let blob = Arc::clone(&spec.blob);
-    let len = blob.size();
-    let mut stream = Stream::new(Arc::clone(&blob), 0..len, spec.stream.clone());
-    let mut retries = 0;
-    loop {
-        spec.check_stop()?;
-        match stream.poll_in_order(STOP_POLL) {
-            Poll::Pending => {}
-            Poll::Ready(None) => return Ok(()),
-            Poll::Ready(Some(Ok(chunk))) => {
-                retries = 0;
-                let data = chunk.fetched.data();
-                blob_hash.iter_mut().for_each(|hash| hash.update(data));
-                builder.feed(data).map_err(&failed)?;
-                (spec.progress)(chunk.offset + data.len() as u64);
-                blob.recycle(chunk.fetched.bytes);
-            }
-            Poll::Ready(Some(Err(source))) => {
-                if source.class() != Class::Retry || retries == RETRIES_MAX {
-                    let source = Box::new(source);
-                    return Err(CacheError::Unavailable { layer: spec.layer(), source });
-                }
-                retries += 1;
-                tracing::warn!(layer = %spec.layer(), error = %source, retries, "asking again");
-            }
         }
     }
 }

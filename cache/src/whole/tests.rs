@@ -1,6 +1,8 @@
 mod crash;
 mod disk;
+mod file;
 mod golden;
+mod program;
 
 use spanfs_fetch::{Class, Ticket, Want};
 use spanfs_layer::UncompressedOffset;
@@ -15,7 +17,20 @@ fn spec(blob: Arc<dyn Blob>, diff_id: Option<Digest>) -> WholeSpec<'static> {
     static NEVER: AtomicBool = AtomicBool::new(false);
     let stream = StreamOptions { chunk_bytes: 10_000, chunks_max: 4, ..WholeSpec::stream() };
     let build = BuildOptions { span_size: 16 << 10, ..BuildOptions::default() };
-    WholeSpec { blob, diff_id, build, stream, stop: &NEVER, progress: &|_| {} }
+    WholeSpec {
+        blob,
+        diff_id,
+        local: None,
+        build,
+        stream,
+        stop: &NEVER,
+        progress: &|_| {},
+        buffer: Buffer::Memory,
+        unpacks: &[],
+        keep: None,
+        ztoc: true,
+        program: None,
+    }
 }
 
 fn cache(root: &Path) -> Cache {
