@@ -111,6 +111,19 @@ pub fn index_layer(
     Ok(mount_layer(layer, path, &note))
 }
 
+/// The tree that the index of [`index_layer`] shows, for who unpacks the layer.
+pub fn layer_tree(
+    layer: &OpenLayer,
+    lowest: bool,
+    below: impl FnOnce(&[Vec<u8>]) -> Vec<Described>,
+) -> Result<Tree, ShowError> {
+    let plan = Plan::alone(layer, lowest);
+    let tree = layer.tree(plan.options())?;
+    let implied = implied(&tree);
+    let described = if lowest || implied.is_empty() { Vec::new() } else { below(&implied) };
+    Ok(plan.describe(tree, described)?)
+}
+
 /// An index to be had.
 struct Plan<'a> {
     layer: &'a OpenLayer,
@@ -175,21 +188,26 @@ impl<'a> Plan<'a> {
         Ok((path, note))
     }
 
+    /// `tree` with the attributes of directories that it only implies.
+    fn describe(&self, tree: Tree, described: Vec<Described>) -> Result<Tree, ImageError> {
+        if described.is_empty() {
+            return Ok(tree);
+        }
+        let records: Vec<Record> = described.into_iter().map(record).collect();
+        self.layer.tree_with(self.options(), &records)
+    }
+
     fn make(&self) -> Result<(Note, Vec<u8>), ShowError> {
         let digest = self.layer.descriptor.digest;
         let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
-        let options = self.options();
-        let mut tree = self.layer.tree(options.clone())?;
+        let mut tree = self.layer.tree(self.options())?;
         let implied = tree.nodes().any(|node| node.is_implied());
         let described = match &self.below {
             Below::Nothing => Vec::new(),
             Below::Layers(below) => described_below(&tree, &below.merged()?),
             Below::Directories(described) => described.clone(),
         };
-        if !described.is_empty() {
-            let records: Vec<Record> = described.into_iter().map(record).collect();
-            tree = self.layer.tree_with(options, &records)?;
-        }
+        tree = self.describe(tree, described)?;
         let tag = digest.hex().to_string();
         let device = Device { len: self.layer.content.len(), tag: tag.as_bytes() };
         let index = erofs::write(&tree, &[device]).map_err(|error| bad(error.to_string()))?;

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use spanfs::image::{
-    Discovery, How, Image, ImageError, Images, ImagesOptions, LayerSource, Layers,
+    Discovery, How, Image, ImageError, Images, ImagesOptions, LayerSource, Layers, Pull,
 };
 use spanfs::mounted::{MountStatus, Mounted, ShowError, ShowOptions, show};
 use spanfs_cache::{
@@ -121,6 +121,7 @@ impl Session {
             directory: &keeping.cache_dir,
             stop: &AtomicBool::new(false),
             progress: &|descriptor, done| bars.set(descriptor, done),
+            pull: Pull::default(),
         };
         let layers = reached
             .images

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use spanfs_cache::build::BuildOptions;
-use spanfs_cache::{Cache, Content, KnownLayer, Layer, LayerSpec, Origin, WholeSpec, WholeToc};
+use spanfs_cache::{
+    Buffer, Cache, Content, KnownLayer, Layer, LayerSpec, Origin, Program, WholeSpec, WholeToc,
+};
+use spanfs_fetch::buffer::{Slots, StreamOptions};
 use spanfs_fetch::{Blob, Source};
 use spanfs_layer::oci::Descriptor;
 use spanfs_layer::tree::{Tree, TreeBuilder, TreeOptions};
@@ -72,6 +75,42 @@ pub struct LayerSource<'a> {
     pub stop: &'a AtomicBool,
     /// Told of layers fetched whole: which, and how many bytes of it are there.
     pub progress: &'a (dyn Fn(&Descriptor, u64) + Sync),
+    /// How layers are fetched whole.
+    pub pull: Pull<'a>,
+}
+
+/// How layers are fetched whole; the fields are those of [`WholeSpec`].
+#[derive(Clone)]
+pub struct Pull<'a> {
+    /// Ranges under way.
+    pub stream: StreamOptions,
+    /// Where the blob's bytes stand on their way.
+    pub buffer: Buffer,
+    /// Limits on layers that are decoded at once.
+    pub unpacks: &'a [Arc<Slots>],
+    /// Given the file of the blob once its digest matched.
+    pub keep: Option<&'a (dyn Fn(&Path) + Sync)>,
+    /// Whether layers are to have zTOCs.
+    pub ztoc: bool,
+    /// Decompresses in our place.
+    pub program: Option<&'a Program>,
+    /// The blob where it need not be fetched.
+    pub local: Option<Arc<dyn Blob>>,
+}
+
+impl Default for Pull<'_> {
+    /// Through memory, without limits.
+    fn default() -> Self {
+        Self {
+            stream: WholeSpec::stream(),
+            buffer: Buffer::Memory,
+            unpacks: &[],
+            keep: None,
+            ztoc: true,
+            program: None,
+            local: None,
+        }
+    }
 }
 
 impl Images {
@@ -178,13 +217,20 @@ impl Images {
         if let Some(ztoc) = ztoc {
             return lazy(source.cache, descriptor, diff_id, ztoc, blob, shelf);
         }
+        let Pull { stream, buffer, unpacks, keep, ztoc, program, local } = source.pull.clone();
         let whole = source.cache.whole(WholeSpec {
             blob,
             diff_id: Some(diff_id),
+            local,
             build: BuildOptions::default(),
-            stream: WholeSpec::stream(),
+            stream,
             stop: source.stop,
             progress: &|done| (source.progress)(descriptor, done),
+            buffer,
+            unpacks,
+            keep,
+            ztoc,
+            program,
         })?;
         Ok(match whole.toc {
             WholeToc::Lazy { layer, ztoc } => {

@@ -25,7 +25,7 @@ use shelf::Shelf;
 use crate::later::Later;
 
 pub use error::ImageError;
-pub use layers::{How, LayerSource, Layers, OpenLayer, Ztoc};
+pub use layers::{How, LayerSource, Layers, OpenLayer, Pull, Ztoc};
 pub(crate) use shelf::replace;
 pub use soci::{Discovery, Search};
 pub use whole::{ReadError, read_whole};

@@ -2,6 +2,7 @@
 
 pub mod erofs;
 mod failures;
+pub mod files;
 pub mod inode;
 pub mod one_file;
 mod runs;

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod content;
+mod files;
 mod layers;
 mod life;
 mod measure;
