@@ -13,6 +13,7 @@
 
 pub mod config;
 pub mod containerd;
+pub mod content_store;
 pub mod cri;
 pub mod daemon;
 pub mod grpc;

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 pub use dump::dump;
 pub use raw::RawConfig;
 pub use resolve::{
-    BackgroundFetch, ContentStore, DecompressProgram, DropPolicy, Listen, Mirror, ParallelPull,
-    PullModes, Retry, Settings,
+    BackgroundFetch, ContentStore, DecompressProgram, DropPolicy, FrontChoice, Listen, Mirror,
+    ParallelPull, PullModes, Retry, Settings,
 };
 
 /// Settings files are a few kilobytes.

@@ -261,6 +261,8 @@ table! {
 table! {
     /// What only we have.
     Spanfs {
+        front: String = "auto".to_owned(),
+        ztoc_from_full_pull: bool = true,
         overlay: Overlay = Overlay::default(),
     }
 }

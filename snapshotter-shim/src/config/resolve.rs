@@ -70,8 +70,25 @@ pub struct Settings {
     pub lazy_layer_len_min: u64,
     /// Start although layers can't be mounted again.
     pub allow_invalid_mounts: bool,
+    /// How layers are shown.
+    pub front: FrontChoice,
+    /// Layers that come whole leave a zTOC behind.
+    pub ztoc_from_full_pull: bool,
     /// Options for every overlay mount.
     pub overlay_options: Vec<String>,
+}
+
+/// How layers are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontChoice {
+    /// As well as the machine can: EROFS; else inodes for lazy layers and files for others.
+    Auto,
+    /// By EROFS or not at all.
+    Erofs,
+    /// Inode by inode.
+    Inode,
+    /// Unpacked, if they come whole.
+    Files,
 }
 
 /// Where to listen for HTTP.
@@ -254,6 +271,17 @@ fn resolve(raw: &RawConfig, check: &mut Check) -> Settings {
         mirrors: mirrors(resolver, check),
         lazy_layer_len_min: check.count("snapshotter.min_layer_size", snapshotter.min_layer_size),
         allow_invalid_mounts: snapshotter.allow_invalid_mounts_on_restart,
+        front: check.choice(
+            "spanfs.front",
+            &raw.spanfs.front,
+            &[
+                ("auto", FrontChoice::Auto),
+                ("erofs", FrontChoice::Erofs),
+                ("inode", FrontChoice::Inode),
+                ("files", FrontChoice::Files),
+            ],
+        ),
+        ztoc_from_full_pull: raw.spanfs.ztoc_from_full_pull,
         overlay_options: overlay_options(raw, check),
     }
 }
@@ -325,7 +353,7 @@ fn parallel(
             check.fault(format!("global {what} limit less than per-image {what} limit"));
         }
     }
-    let chunk_len = chunk_len(&raw.concurrent_download_chunk_size).unwrap_or_else(|| {
+    let chunk_len = size(&raw.concurrent_download_chunk_size).unwrap_or_else(|| {
         let size = &raw.concurrent_download_chunk_size;
         check.fault(format!("invalid size format: {size}"));
         0
@@ -348,7 +376,7 @@ fn parallel(
 }
 
 /// `<number>[ ][b|kb|mb|gb]`, fractions allowed, 1024-based; nothing is 0.
-fn chunk_len(text: &str) -> Option<u64> {
+fn size(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_lowercase();
     if text.is_empty() {
         return Some(0);

@@ -234,6 +234,10 @@ fn values_that_cannot_be() {
         "[spanfs.overlay]\nmount_options = ['upperdir=/']",
         "spanfs.overlay.mount_options: \"upperdir=/\" is not one option of the administrator's",
     );
+    check(
+        "[spanfs]\nfront = 'fuse'",
+        "spanfs.front is \"fuse\", expected auto or erofs or inode or files",
+    );
 }
 
 #[test]

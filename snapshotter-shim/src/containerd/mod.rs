@@ -26,7 +26,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::MESSAGE_BYTES_MAX;
-use crate::grpc::proto::{namespaces, version};
+use crate::grpc::proto::{introspection, namespaces, version};
 
 /// Where containerd listens unless told otherwise.
 pub const ADDRESS_DEFAULT: &str = "/run/containerd/containerd.sock";
@@ -170,6 +170,19 @@ impl Client {
             .call("list of namespaces", request, |it| async move { service.list(it).await })
             .await?;
         Ok(found.namespaces.into_iter().map(|namespace| namespace.name).collect())
+    }
+
+    /// Directory in which containerd keeps its blobs, as containerd sees it; `None` if it does not tell.
+    pub async fn content_root(&self) -> Result<Option<std::path::PathBuf>, ClientError> {
+        let mut service =
+            introspection::introspection_client::IntrospectionClient::new(self.channel())
+                .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let filters = vec!["type==io.containerd.content.v1".to_owned()];
+        let request = introspection::PluginsRequest { filters };
+        let what = "asking for the content store's directory";
+        let found = self.call(what, request, |it| async move { service.plugins(it).await }).await?;
+        let root = found.plugins.into_iter().find_map(|mut plugin| plugin.exports.remove("root"));
+        Ok(root.map(Into::into))
     }
 
     /// The connection, for services that this client has no method for.

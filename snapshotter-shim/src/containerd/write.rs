@@ -65,9 +65,24 @@ impl ContentStore {
         digest: &Digest,
         size: u64,
     ) -> Result<Option<ContentWriter>, ClientError> {
+        let writer = self.resume(&digest.to_string(), digest, size).await?;
+        // What an earlier try left is written again from the start: an offset of 0 truncates it.
+        Ok(writer.map(|writer| ContentWriter { offset: 0, ..writer }))
+    }
+
+    /// Go on with a blob where an earlier try under the same reference ended: see
+    /// [`ContentWriter::offset`]. `None` if it is there. Waits while somebody else writes it.
+    ///
+    /// A blob that the store has for another namespace begins at its end: only the commit is missing.
+    pub async fn resume(
+        &self,
+        reference: &str,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Option<ContentWriter>, ClientError> {
         let deadline = Instant::now() + LOCKED_TIME_MAX;
         loop {
-            match self.open(digest, size).await {
+            match self.open(reference, digest, size).await {
                 Ok(writer) => return Ok(Some(writer)),
                 Err(error) if error.fault() == Some(Fault::AlreadyExists) => return Ok(None),
                 Err(error)
@@ -81,7 +96,25 @@ impl ContentStore {
         }
     }
 
-    async fn open(&self, digest: &Digest, size: u64) -> Result<ContentWriter, ClientError> {
+    /// Throw away what was written under a reference.
+    pub async fn abort(&self, reference: &str) -> Result<(), ClientError> {
+        let request = proto::AbortRequest { r#ref: reference.to_owned() };
+        let mut service = self.service();
+        let what = format!("throwing away ingest {reference:?}");
+        let done =
+            self.client.call(&what, request, |it| async move { service.abort(it).await }).await;
+        match done {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn open(
+        &self,
+        reference: &str,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<ContentWriter, ClientError> {
         let what = format!("writing blob {digest}");
         let total = i64::try_from(size).map_err(|_| ClientError::Argument {
             what: "size of a blob",
@@ -90,7 +123,7 @@ impl ContentStore {
         let (sender, receiver) = mpsc::channel(1);
         let first = proto::WriteContentRequest {
             action: proto::WriteAction::Stat.into(),
-            r#ref: digest.to_string(),
+            r#ref: reference.to_owned(),
             total,
             expected: digest.to_string(),
             ..proto::WriteContentRequest::default()
@@ -103,14 +136,16 @@ impl ContentStore {
         let store = self.clone();
         let mut writer =
             ContentWriter { store, what, digest: *digest, total, offset: 0, sender, answers };
-        // What an earlier try left is written again from the start: an offset of 0 truncates it.
-        writer.answer().await?;
+        writer.offset = writer.answer().await?.offset;
+        if !(0..=total).contains(&writer.offset) {
+            let (expected, found) = (format!("at most {total} bytes"), writer.offset.to_string());
+            return Err(ClientError::Corrupt { what: writer.what, expected, found });
+        }
         Ok(writer)
     }
 }
 
-/// A blob being written. Dropped before [`Self::commit`], what was written is kept for a while, and
-/// thrown away by the next writer.
+/// A blob being written. Dropped before [`Self::commit`], what was written is kept for a while.
 #[derive(Debug)]
 pub struct ContentWriter {
     store: ContentStore,
@@ -123,6 +158,11 @@ pub struct ContentWriter {
 }
 
 impl ContentWriter {
+    /// Where the next bytes belong.
+    pub fn offset(&self) -> u64 {
+        self.offset.cast_unsigned()
+    }
+
     /// The next bytes.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
         for piece in bytes.chunks(MESSAGE_LEN) {

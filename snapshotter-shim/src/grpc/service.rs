@@ -1,6 +1,7 @@
 //! `containerd.services.snapshots.v1`: requests taken apart, answers put together.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -16,6 +17,7 @@ use super::proto::snapshots::{
     UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use super::status::status;
+use crate::layers::Caller;
 use crate::snapshotter::{Failure, Snapshotter};
 use crate::state::labels::TARGET;
 use crate::state::{Kind, LabelMask, Snapshot};
@@ -31,7 +33,8 @@ const NAMESPACE_HEADER: &str = "containerd-namespace";
 /// Snapshots in one message of a listing, as the reference sends them.
 const CHUNK_LEN: usize = 100;
 
-/// The service. Each call runs on a thread of its own to its end, also when its caller has gone.
+/// The service. Each call runs on a thread of its own to its end, also when its caller has gone; only
+/// pulls of whole layers are given up then.
 #[derive(Clone)]
 pub struct SnapshotsService {
     snapshotter: Arc<Snapshotter>,
@@ -66,6 +69,16 @@ impl SnapshotsService {
             Ok(Err(failure)) => Err(status(&failure)),
             Err(error) => Err(Status::internal(format!("a call did not end: {error}"))),
         }
+    }
+}
+
+/// Tells work on other threads when the call that it is for has ended, answered or not.
+#[derive(Default)]
+struct Gone(Arc<AtomicBool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -116,9 +129,12 @@ impl Snapshots for SnapshotsService {
             // It is never closed.
             Some(_) => Arc::clone(&self.extractions).acquire_owned().await.ok(),
         };
+        let gone = Gone::default();
+        let is_gone = Arc::clone(&gone.0);
         let create = move |s: &Snapshotter| {
             let _turn = turn;
-            s.create(&r.key, Kind::Active, &r.parent, labels, namespace.as_deref())
+            let caller = Caller { namespace: namespace.as_deref(), gone: Some(&is_gone) };
+            s.create(&r.key, Kind::Active, &r.parent, labels, caller)
         };
         let mount = self.call(create).await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts: mounts(mount) }))

@@ -7,6 +7,7 @@ use spanfs::mounted::ShowError;
 use spanfs_cache::CacheError;
 use spanfs_fetch::ImageRefError;
 use spanfs_mount::MountError;
+use spanfs_mount::front::files::UnpackError;
 
 /// Why a layer can't be shown, or layers can't be at all.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,9 @@ pub enum LayerError {
     /// The mount.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The files.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
     /// A note names no image.
     #[error(transparent)]
     Name(#[from] ImageRefError),

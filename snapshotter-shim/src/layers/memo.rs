@@ -35,7 +35,13 @@ pub(super) enum NoOutcome {
     /// No thread.
     #[error("no thread can be started for it")]
     NoThread,
+    /// Whoever waited has gone.
+    #[error("nobody waits for it any more")]
+    Unwanted,
 }
+
+/// How often a wait looks whether it is still wanted.
+const POLL: Duration = Duration::from_millis(100);
 
 impl<K: Clone + Eq + Hash + Debug, T: Clone + Send + 'static> Memo<K, T> {
     pub(super) fn new(entries_max: usize, kept: fn(&T) -> Duration) -> Self {
@@ -52,13 +58,30 @@ impl<K: Clone + Eq + Hash + Debug, T: Clone + Send + 'static> Memo<K, T> {
         ended: T,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NoOutcome> {
+        self.get_while(key, at_most, ended, || true, work)
+    }
+
+    /// The same, waited for only as long as it `is_wanted`.
+    pub(super) fn get_while(
+        &self,
+        key: &K,
+        at_most: Duration,
+        ended: T,
+        is_wanted: impl Fn() -> bool,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NoOutcome> {
         let slot = self.begin(key, ended, work)?;
         let until = Instant::now() + at_most;
         let mut outcome = slot.outcome.lock();
         while outcome.is_none() {
-            if slot.done.wait_until(&mut outcome, until).timed_out() && outcome.is_none() {
+            let now = Instant::now();
+            if now >= until {
                 return Err(NoOutcome::Late(at_most));
             }
+            if !is_wanted() {
+                return Err(NoOutcome::Unwanted);
+            }
+            slot.done.wait_until(&mut outcome, until.min(now + POLL));
         }
         let known = outcome.as_ref().map(|(outcome, _)| outcome.clone());
         known.ok_or(NoOutcome::Late(at_most))
@@ -184,6 +207,22 @@ mod tests {
         assert_eq!(memo.get(&1, brief, "ended", work), Err(NoOutcome::Late(brief)));
         drop(go);
         assert_eq!(memo.get(&1, LONG, "ended", || "again"), Ok("late"));
+    }
+
+    #[test]
+    fn who_is_not_wanted_any_more_leaves_at_once() {
+        let memo = memo(4);
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let work = move || {
+            let _told = wait.recv();
+            "late"
+        };
+        let since = Instant::now();
+        let is_wanted = || since.elapsed() < Duration::from_millis(50);
+        let outcome = memo.get_while(&1, LONG, "ended", is_wanted, work);
+        assert_eq!(outcome, Err(NoOutcome::Unwanted));
+        assert!(since.elapsed() < Duration::from_secs(5));
+        drop(go);
     }
 
     #[test]

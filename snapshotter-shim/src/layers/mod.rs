@@ -17,10 +17,12 @@ mod below;
 mod catalog;
 mod decide;
 mod error;
+mod files;
 mod find;
 mod memo;
 mod note;
 mod open;
+mod pull;
 pub mod request;
 mod restore;
 mod show;
@@ -35,20 +37,22 @@ use std::time::Duration;
 
 use spanfs::image::Images;
 use spanfs_cache::{Background, Cache, CacheOptions};
-use spanfs_mount::policy::{self, Choice};
+use spanfs_mount::policy::{self, Choice, Front};
 use spanfs_mount::probe::Facts;
 use spanfs_mount::transport::ServerOptions;
 use spanfs_mount::{Mounter, MounterOptions, Parts};
 
-use crate::config::Settings;
+use crate::config::{FrontChoice, Settings};
+use crate::content_store::ContentStore;
 use crate::metrics::Metrics;
 use access::Environment;
 use catalog::Catalog;
 pub use error::LayerError;
 pub use find::{Answer, Wanted};
 use open::Opener;
+use pull::Puller;
 pub use request::Request;
-pub use show::{Kind, Place};
+pub use show::{Caller, Kind, Place, Placed};
 use shown::Registry;
 use whole::Wholes;
 
@@ -60,6 +64,8 @@ pub struct Layers {
     opener: Opener,
     mounter: Mounter,
     front: Choice,
+    /// Layers that come whole are unpacked.
+    unpacks: bool,
     background: Background,
     /// How long a layer is shown before it is shown anew: tools count mounts after a pull.
     settle_time: Duration,
@@ -86,15 +92,14 @@ impl Layers {
         std::fs::create_dir_all(&mounts).map_err(LayerError::disk(&mounts))?;
         access::write_hosts(&hosts, &settings.mirrors).map_err(LayerError::disk(&hosts))?;
         restore::recover(&mounts, snapshots);
-        let front = match policy::choose(&Facts::gather(&mounts), None) {
-            Ok(front) => front,
-            Err(error) => {
-                let error = error.to_string();
-                tracing::error!(error, "containerd has to unpack every layer");
-                return Ok(None);
-            }
+        let Some(front) = choose_front(&mounts, settings) else { return Ok(None) };
+        let unpacks = match settings.front {
+            FrontChoice::Files => true,
+            FrontChoice::Auto => front.front != Front::Erofs,
+            FrontChoice::Erofs | FrontChoice::Inode => false,
         };
-        tracing::info!(front = %front.front, reason = front.reason, "layers are shown");
+        let of_whole = if unpacks { "files".to_owned() } else { front.front.to_string() };
+        tracing::info!(front = %front.front, of_whole, reason = front.reason, "layers are shown");
         let images = Images::start(access::images_options(settings, environment, &hosts))?;
         let images = Arc::new(images);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -107,12 +112,16 @@ impl Layers {
             Some(_) => Background::On { bytes_per_second_max: None },
             None => Background::Off,
         };
+        let store = ContentStore::open(settings, root, images.runtime().handle());
+        let store = Arc::new(store.map_err(LayerError::disk(root))?);
+        let puller = Arc::new(Puller::new(settings, store)?);
         let modes = settings.pull_modes.clone();
         let at_most = settings.mount_timeout;
         let metrics = Arc::new(Metrics::default());
         Ok(Some(Self {
             mounter: Mounter::new(options)?,
             front,
+            unpacks,
             background,
             settle_time: settings.background_fetch.map_or(Duration::ZERO, |it| it.silence),
             lazy_len_min: settings.lazy_layer_len_min,
@@ -123,12 +132,12 @@ impl Layers {
                 at_most,
                 Arc::clone(&metrics),
             ),
-            wholes: Wholes::new(modes.parallel.as_ref()),
+            wholes: Wholes::new(),
             modes,
             registry: Registry::default(),
             metrics,
             leftovers: AtomicBool::default(),
-            opener: Opener { images, cache, directory, stop: Arc::default() },
+            opener: Opener { images, cache, directory, stop: Arc::default(), puller },
         }))
     }
 
@@ -141,6 +150,7 @@ impl Layers {
     /// The process ends: stop what is under way, and leave mounts to the next one or take them away.
     pub fn end(&self, mounts: AtEnd) {
         self.opener.stop.store(true, Ordering::Relaxed);
+        self.wholes.stop();
         match mounts {
             AtEnd::Stay => self.registry.leave(),
             AtEnd::Go => self.registry.retain(|_| false),
@@ -155,4 +165,20 @@ pub enum AtEnd {
     Stay,
     /// They are unmounted.
     Go,
+}
+
+/// How lazy layers are shown, as far as the settings leave the choice; `None` where nothing can be.
+fn choose_front(mounts: &Path, settings: &Settings) -> Option<Choice> {
+    let forced = match settings.front {
+        FrontChoice::Erofs => Some(Front::Erofs),
+        FrontChoice::Inode => Some(Front::Inode),
+        FrontChoice::Auto | FrontChoice::Files => None,
+    };
+    let choice = policy::choose(&Facts::gather(mounts), forced);
+    let error = match choice {
+        Ok(choice) => return Some(choice),
+        Err(error) => error.to_string(),
+    };
+    tracing::error!(error, "containerd has to unpack every layer");
+    None
 }

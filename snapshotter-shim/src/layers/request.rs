@@ -34,6 +34,8 @@ pub struct Request {
     pub index: Option<Digest>,
     /// Bytes of the blob, if somebody told.
     pub size: Option<u64>,
+    /// containerd's namespace of whoever asks; the labels don't tell.
+    pub namespace: Option<String>,
 }
 
 /// Labels that name no layer.
@@ -73,6 +75,7 @@ impl Request {
             index: digest(INDEX)?,
             // A size that is none is nothing told: the manifest tells it too.
             size: labels.get(SIZE).and_then(|size| size.parse().ok()),
+            namespace: None,
         })
     }
 }

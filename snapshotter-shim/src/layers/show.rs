@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use spanfs::image::OpenLayer;
@@ -19,6 +20,7 @@ use super::shown::{self, Shown};
 use super::{LayerError, Layers, below};
 use crate::daemon::log::chain;
 use crate::metrics::{Event, Operation};
+use crate::state::Usage;
 
 /// Where a layer is to be shown.
 #[derive(Clone, Debug)]
@@ -29,6 +31,37 @@ pub struct Place {
     pub directory: PathBuf,
     /// Roots of the layers below, nearest first.
     pub lowers: Vec<PathBuf>,
+}
+
+/// Who asks for a layer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller<'a> {
+    /// containerd's namespace, where the call names one.
+    pub namespace: Option<&'a str>,
+    /// Set once nobody waits for the answer any more.
+    pub gone: Option<&'a AtomicBool>,
+}
+
+impl Caller<'_> {
+    /// Whether nobody waits for the answer any more.
+    pub fn is_gone(&self) -> bool {
+        self.gone.is_some_and(|gone| gone.load(Ordering::Relaxed))
+    }
+}
+
+impl<'a> From<Option<&'a str>> for Caller<'a> {
+    fn from(namespace: Option<&'a str>) -> Self {
+        Self { namespace, gone: None }
+    }
+}
+
+/// A layer in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// How it is shown.
+    pub kind: Kind,
+    /// Disk that its own files take; nothing for what is mounted.
+    pub usage: Usage,
 }
 
 /// How a layer is shown, for its labels.
@@ -44,9 +77,14 @@ pub enum Kind {
 
 impl Layers {
     /// Show a layer at `place`, whose directory is empty. On failure nothing is left there but files.
-    pub fn show(&self, wanted: &Wanted, place: &Place) -> Result<Kind, LayerError> {
+    pub fn show(
+        &self,
+        wanted: &Wanted,
+        place: &Place,
+        caller: &Caller<'_>,
+    ) -> Result<Placed, LayerError> {
         let since = Instant::now();
-        let shown = self.show_now(wanted, place);
+        let shown = self.show_now(wanted, place, caller);
         let layer = wanted.layer().to_string();
         match &shown {
             Ok(_) => self.metrics.took(Operation::Mount, &layer, since.elapsed()),
@@ -55,7 +93,12 @@ impl Layers {
         shown
     }
 
-    fn show_now(&self, wanted: &Wanted, place: &Place) -> Result<Kind, LayerError> {
+    fn show_now(
+        &self,
+        wanted: &Wanted,
+        place: &Place,
+        caller: &Caller<'_>,
+    ) -> Result<Placed, LayerError> {
         let Wanted { known, position, decision, request } = wanted;
         let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
         let mut ztoc = None;
@@ -70,19 +113,25 @@ impl Layers {
                     let digest = &layer.descriptor.digest;
                     tracing::warn!(layerDigest = %digest, error, "layer is not lazy");
                     self.metrics.count(Event::MountFailure);
-                    (self.opener.whole(known, layer)?, Kind::Whole)
+                    (self.opener.whole(known, layer, request)?, Kind::Whole)
                 }
             },
             Decision::Whole { reason } => {
                 let layer_digest = &layer.descriptor.digest;
                 tracing::info!(layerDigest = %layer_digest, reason, "preparing snapshot as local snapshot");
-                (self.opener.whole(known, layer)?, Kind::Whole)
+                (self.opener.whole(known, layer, request)?, Kind::Whole)
             }
             Decision::Parallel => {
-                (self.wholes.obtain(&self.opener, known, *position)?, Kind::Parallel)
+                let open = self.wholes.obtain(&self.opener, known, *position, request, caller)?;
+                (open, Kind::Parallel)
             }
             Decision::Defer => unreachable!("not ours"),
         };
+        if self.unpacks && kind != Kind::Lazy {
+            let usage = self.unpack(&open, place)?;
+            self.forget_unpacked(open);
+            return Ok(Placed { kind, usage });
+        }
         let image = note::Place {
             name: &format!("{}/{}", request.image.host(), request.image.repository()),
             manifest: request.manifest,
@@ -105,7 +154,7 @@ impl Layers {
         layer.forget_bytes();
         let layers = known.layers.iter().map(|layer| layer.descriptor.digest);
         self.prefetch(place.id, &note, layers);
-        Ok(kind)
+        Ok(Placed { kind, usage: Usage::default() })
     }
 
     pub(super) fn mount(

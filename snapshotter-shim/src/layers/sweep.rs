@@ -27,8 +27,15 @@ impl Layers {
         let (layers, ztocs) = self.registry.wanted();
         let mut left = false;
         for layer in self.opener.cache.layers().iter().filter(|layer| !layers.contains(layer)) {
+            if self.opener.cache.is_expected(layer) {
+                left = true;
+                continue;
+            }
             match self.opener.cache.remove(layer) {
-                Ok(()) => tracing::debug!(%layer, "layer removed from the cache"),
+                Ok(()) => {
+                    tracing::debug!(%layer, "layer removed from the cache");
+                    self.opener.puller.store().forget(layer);
+                }
                 // Of a snapshot that is about to be, whose last user has not gone yet, or being hashed.
                 Err(CacheError::InUse { .. }) => left = true,
                 Err(error) => tracing::warn!(%layer, error = chain(&error), "a layer stays"),

@@ -1,17 +1,23 @@
 //! Layers pulled whole, several of an image at once: the one asked for and those above it.
+//!
+//! A pull belongs to whoever waits for a layer of its image. When the last of them goes away without
+//! it, all that is under way for the image stops; what has come is gone on with later.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use spanfs::image::OpenLayer;
+use spanfs_fetch::Class;
 use spanfs_layer::Digest;
 
-use super::LayerError;
 use super::catalog::Known;
 use super::memo::{Memo, NoOutcome};
 use super::open::Opener;
-use crate::config::ParallelPull;
+use super::pull::{OfImage, Task, blob_name};
+use super::{Caller, LayerError, Request};
 use crate::daemon::log::chain;
 
 /// Whoever pulls whole layers may have slow links; a stalled one ends long before.
@@ -20,25 +26,45 @@ const WHOLE_TIME_MAX: Duration = Duration::from_secs(2 * 3600);
 const KEPT: Duration = Duration::from_secs(600);
 /// Layers of all images that are pulled or wait to be claimed; each has a thread meanwhile.
 const LAYERS_MAX: usize = 512;
+/// Times that somebody begins a layer himself when those who had begun it gave up.
+const TRIES_MAX: u32 = 3;
 
-type Outcome = Result<OpenLayer, String>;
+type Outcome = Result<OpenLayer, Ended>;
+
+/// Why a layer did not come.
+#[derive(Clone, Debug)]
+struct Ended {
+    reason: String,
+    /// Nobody wanted it any more.
+    stopped: bool,
+}
 
 /// Whole layers that are pulled.
 pub(super) struct Wholes {
     jobs: Memo<Digest, Outcome>,
-    all: Arc<Permits>,
-    per_image_max: usize,
+    groups: Mutex<Groups>,
+}
+
+#[derive(Default)]
+struct Groups {
+    /// By the digest of the manifest.
+    images: HashMap<Digest, Arc<Group>>,
+    /// The process ends.
+    closed: bool,
+}
+
+/// Pulls of one image.
+struct Group {
+    of_image: Arc<OfImage>,
+    stop: Arc<AtomicBool>,
+    /// Who waits for one of its layers.
+    waiting: Mutex<usize>,
 }
 
 impl Wholes {
-    pub(super) fn new(settings: Option<&ParallelPull>) -> Self {
-        let count = |limit: Option<u32>| limit.map_or(usize::MAX, |limit| limit as usize);
-        // A layer that is pulled is unpacked on its way: both limits count it.
-        let all =
-            settings.map_or(usize::MAX, |it| count(it.downloads_max).min(count(it.unpacks_max)));
-        let per_image_max = settings.map_or(1, |it| count(it.downloads_per_image_max));
+    pub(super) fn new() -> Self {
         let kept = |outcome: &Outcome| if outcome.is_ok() { KEPT } else { Duration::ZERO };
-        Self { jobs: Memo::new(LAYERS_MAX, kept), all: Arc::new(Permits::new(all)), per_image_max }
+        Self { jobs: Memo::new(LAYERS_MAX, kept), groups: Mutex::default() }
     }
 
     /// The layer at `position`, once it is there; those above it are begun.
@@ -47,50 +73,70 @@ impl Wholes {
         opener: &Opener,
         known: &Arc<Known>,
         position: usize,
+        request: &Request,
+        caller: &Caller<'_>,
     ) -> Result<OpenLayer, LayerError> {
-        let here = Arc::new(Permits::new(self.per_image_max));
-        // The lower ones come first; what can't be begun now is begun when it is asked for.
-        for number in position..known.layers.len() {
-            let job = self.job(opener, known, number, &here);
-            let begun = job.and_then(|(digest, run)| self.jobs.start(&digest, ended(), run).ok());
-            if begun.is_none() {
-                break;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let mut waiting = self.enter(opener, &request.manifest);
+            let task = |number: usize| task(known, number, request, &waiting.group);
+            // The lower ones come first; what can't be begun now is begun when it is asked for.
+            for number in position..known.layers.len() {
+                let Some(task) = task(number) else { break };
+                let digest = task.name.descriptor.digest;
+                if self.jobs.start(&digest, ended(), run(opener.clone(), task)).is_err() {
+                    break;
+                }
             }
-        }
-        let Some((digest, run)) = self.job(opener, known, position, &here) else {
-            unreachable!("the layer was found in its image");
-        };
-        let outcome = self.jobs.get(&digest, WHOLE_TIME_MAX, ended(), run);
-        self.jobs.forget(&digest);
-        match outcome {
-            Ok(Ok(open)) => Ok(open),
-            Ok(Err(reason)) => Err(LayerError::Whole(reason)),
-            Err(reason @ NoOutcome::Late(_)) => {
-                Err(LayerError::Whole(format!("pulling layer {digest}: {reason}")))
+            let Some(task) = task(position) else {
+                unreachable!("the layer was found in its image");
+            };
+            let digest = task.name.descriptor.digest;
+            let is_wanted = || !caller.is_gone();
+            let run = run(opener.clone(), task);
+            let outcome = self.jobs.get_while(&digest, WHOLE_TIME_MAX, ended(), is_wanted, run);
+            if outcome.is_ok() {
+                self.jobs.forget(&digest);
             }
-            Err(reason) => {
-                Err(LayerError::Whole(format!("layer {digest} is not pulled: {reason}")))
-            }
+            waiting.is_given_up = caller.is_gone();
+            return match outcome {
+                Ok(Ok(open)) => Ok(open),
+                // It was begun for another image, whose pull was given up.
+                Ok(Err(ended)) if ended.stopped && !caller.is_gone() && tries < TRIES_MAX => {
+                    continue;
+                }
+                Ok(Err(ended)) => Err(LayerError::Whole(ended.reason)),
+                Err(reason @ NoOutcome::Late(_)) => {
+                    Err(LayerError::Whole(format!("pulling layer {digest}: {reason}")))
+                }
+                Err(reason) => {
+                    Err(LayerError::Whole(format!("layer {digest} is not pulled: {reason}")))
+                }
+            };
         }
     }
 
-    fn job(
-        &self,
-        opener: &Opener,
-        known: &Arc<Known>,
-        position: usize,
-        here: &Arc<Permits>,
-    ) -> Option<(Digest, impl FnOnce() -> Outcome + Send + 'static)> {
-        let digest = known.layers.get(position)?.descriptor.digest;
-        let (opener, known) = (opener.clone(), Arc::clone(known));
-        let (here, all) = (Arc::clone(here), Arc::clone(&self.all));
-        let run = move || {
-            let _of_image = here.take();
-            let _of_node = all.take();
-            let layer = known.layers.get(position).ok_or("the layer is not in its image")?;
-            opener.whole(&known, layer).map_err(|error| chain(&error))
-        };
-        Some((digest, run))
+    /// Wait among those of an image.
+    fn enter(&self, opener: &Opener, manifest: &Digest) -> Waiting<'_> {
+        let mut groups = self.groups.lock();
+        groups.images.retain(|_, group| group.is_used());
+        let stop = groups.closed;
+        let group = groups.images.entry(*manifest).or_insert_with(|| {
+            let of_image = opener.puller.of_image(manifest);
+            let stop = Arc::new(AtomicBool::new(stop));
+            Arc::new(Group { of_image, stop, waiting: Mutex::new(0) })
+        });
+        *group.waiting.lock() += 1;
+        let group = Arc::clone(group);
+        Waiting { wholes: self, manifest: *manifest, group, is_given_up: false }
+    }
+
+    /// Stop everything, for good.
+    pub(super) fn stop(&self) {
+        let mut groups = self.groups.lock();
+        groups.closed = true;
+        groups.images.values().for_each(|group| group.stop.store(true, Ordering::Relaxed));
     }
 
     /// Forget layers that were pulled long ago, and never asked for.
@@ -99,38 +145,58 @@ impl Wholes {
     }
 }
 
-fn ended() -> Outcome {
-    Err("pulling the layer came to no end".to_owned())
+/// One who waits for a layer of an image.
+struct Waiting<'a> {
+    wholes: &'a Wholes,
+    manifest: Digest,
+    group: Arc<Group>,
+    /// Without the layer.
+    is_given_up: bool,
 }
 
-/// So many at once.
-#[derive(Debug)]
-struct Permits {
-    left: Mutex<usize>,
-    freed: Condvar,
-}
-
-impl Permits {
-    fn new(count: usize) -> Self {
-        Self { left: Mutex::new(count.max(1)), freed: Condvar::new() }
-    }
-
-    /// Waits as long as others go on, each of which has deadlines of its own.
-    fn take(&self) -> Permit<'_> {
-        let mut left = self.left.lock();
-        while *left == 0 {
-            self.freed.wait(&mut left);
-        }
-        *left -= 1;
-        Permit(self)
-    }
-}
-
-struct Permit<'a>(&'a Permits);
-
-impl Drop for Permit<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        *self.0.left.lock() += 1;
-        self.0.freed.notify_one();
+        let mut groups = self.wholes.groups.lock();
+        let mut waiting = self.group.waiting.lock();
+        *waiting -= 1;
+        // Between two layers of a pull nobody waits either: only giving up ends it.
+        if *waiting == 0 && self.is_given_up {
+            self.group.stop.store(true, Ordering::Relaxed);
+            groups.images.remove(&self.manifest);
+        }
     }
+}
+
+impl Group {
+    /// Whether somebody waits, or works for it.
+    fn is_used(&self) -> bool {
+        *self.waiting.lock() > 0 || Arc::strong_count(&self.stop) > 1
+    }
+}
+
+/// What is to be done for the layer at `position`; `None` if there is none.
+fn task(known: &Known, position: usize, request: &Request, group: &Group) -> Option<Task> {
+    let layer = known.layers.get(position)?;
+    Some(Task {
+        source: known.source.clone(),
+        name: blob_name(&layer.descriptor, layer.diff_id, request),
+        is_parallel: true,
+        of_image: Arc::clone(&group.of_image),
+        stop: Arc::clone(&group.stop),
+    })
+}
+
+fn run(opener: Opener, task: Task) -> impl FnOnce() -> Outcome + Send + 'static {
+    move || {
+        let pulled = opener.pull(&task);
+        let ended = |error: spanfs::image::ImageError| Ended {
+            stopped: error.class() == Class::Cancelled,
+            reason: chain(&error),
+        };
+        pulled.map_err(ended)
+    }
+}
+
+fn ended() -> Outcome {
+    Err(Ended { reason: "pulling the layer came to no end".to_owned(), stopped: false })
 }

@@ -4,7 +4,7 @@ use super::birth::Birth;
 use super::{Failure, Snapshotter};
 use crate::daemon::log::chain as chain_of;
 use crate::layers::request::{INDEXED, NAMESPACE, REMOTE, namespace};
-use crate::layers::{Answer, Kind as Shown, Layers, Request, Wanted};
+use crate::layers::{Answer, Caller, Kind as Shown, Layers, Placed, Request, Wanted};
 use crate::state::{Command, Kind, Labels};
 
 /// An extraction that asks for an image's layer.
@@ -14,8 +14,7 @@ pub(super) struct Asked<'a> {
     pub(super) key: &'a str,
     pub(super) parent: &'a str,
     pub(super) labels: &'a Labels,
-    /// containerd's namespace.
-    pub(super) header: Option<&'a str>,
+    pub(super) caller: Caller<'a>,
 }
 
 impl Snapshotter {
@@ -34,10 +33,11 @@ impl Snapshotter {
             );
             Ok(())
         };
-        let request = match Request::parse(labels) {
+        let mut request = match Request::parse(labels) {
             Ok(request) => request,
             Err(error) => return defer(&chain_of(&error)),
         };
+        request.namespace = namespace(asked.caller.namespace, key).map(str::to_owned);
         let _one_at_a_time = self.making(chain, parent);
         if self.state.read().layer(chain, parent).is_some() {
             return Err(Failure::LayerExists(chain.to_owned()));
@@ -80,13 +80,14 @@ impl Snapshotter {
         asked: &Asked<'_>,
         wanted: &Wanted,
     ) -> Result<(), Failure> {
-        let Asked { chain, key, parent, labels, header } = *asked;
+        let Asked { chain, key, parent, labels, caller } = *asked;
         let birth = Birth::begin(self, key, Kind::Active, parent)?;
         let owner = self.owner_of(parent)?;
         self.directories.create(birth.id, Kind::Committed, owner)?;
         let place = self.place(birth.id, &self.parents_of(parent)?);
-        let kind = layers.show(wanted, &place);
-        let kind = kind.map_err(|source| Failure::Unavailable { id: birth.id, source })?;
+        let placed = layers.show(wanted, &place, &caller);
+        let placed = placed.map_err(|source| Failure::Unavailable { id: birth.id, source })?;
+        let Placed { kind, usage } = placed;
         let mut labels = labels.clone();
         let more = match kind {
             Shown::Lazy => &[REMOTE, INDEXED][..],
@@ -94,11 +95,12 @@ impl Snapshotter {
             Shown::Parallel => &[],
         };
         more.iter().for_each(|(label, value)| labels.set(*label, *value));
-        labels.set(NAMESPACE, namespace(header, key).unwrap_or_default());
+        labels.set(NAMESPACE, namespace(caller.namespace, key).unwrap_or_default());
         // The chain id alone, as the peer names it, unless it stands there upon another parent.
         let is_taken = self.state.read().get(chain).is_some();
         let name = if is_taken { format!("{chain} {}", birth.id) } else { chain.to_owned() };
-        let command = Command::Place { id: birth.id, name, parent: parent.to_owned(), labels };
+        let parent_name = parent.to_owned();
+        let command = Command::Place { id: birth.id, name, parent: parent_name, labels, usage };
         if let Err(failure) = self.perform(command) {
             layers.hide(birth.id);
             return Err(failure);

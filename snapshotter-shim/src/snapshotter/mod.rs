@@ -24,7 +24,7 @@ pub use failure::Failure;
 use crate::directories::{Directories, Owner, Removal};
 use crate::disk_usage::disk_usage;
 use crate::filter::Filters;
-use crate::layers::{AtEnd, LayerError, Layers, Place};
+use crate::layers::{AtEnd, Caller, LayerError, Layers, Place};
 use crate::mounts::{self, Mount, can_be_option};
 use crate::state::labels::{GID_MAPPING, TARGET, UID_MAPPING};
 use crate::state::{Command, Kind, LabelMask, Labels, Refusal, Snapshot, State, Usage};
@@ -109,14 +109,14 @@ impl Snapshotter {
     /// Make an active snapshot or a view.
     ///
     /// An active one that is to take an image's layer is not made if the layer can be had without:
-    /// then [`Failure::LayerExists`] tells so. `namespace` is containerd's, where the call names one.
-    pub fn create(
+    /// then [`Failure::LayerExists`] tells so. A whole layer is given up when its caller has gone.
+    pub fn create<'a>(
         &self,
         key: &str,
         kind: Kind,
         parent: &str,
         labels: Labels,
-        header: Option<&str>,
+        caller: impl Into<Caller<'a>>,
     ) -> Result<Mount, Failure> {
         if labels.get(UID_MAPPING).is_some() && labels.get(GID_MAPPING).is_some() {
             return Err(Failure::Unsupported("mapping the owners of a snapshot's files"));
@@ -131,7 +131,7 @@ impl Snapshotter {
         if kind == Kind::Active
             && let (Some(chain), Some(layers)) = (&target, &self.layers)
         {
-            let asked = Asked { chain, key, parent, labels: &labels, header };
+            let asked = Asked { chain, key, parent, labels: &labels, caller: caller.into() };
             self.place_layer(layers, &asked)?;
         }
         if !parent.is_empty() {

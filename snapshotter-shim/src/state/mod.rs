@@ -107,6 +107,8 @@ pub enum Command {
         parent: String,
         /// Its labels; empty values are dropped.
         labels: Labels,
+        /// Disk that its own files take.
+        usage: Usage,
     },
     /// Change labels.
     Update {
@@ -250,12 +252,11 @@ impl State {
                 let put = Snapshot { name: key, id, kind, parent, labels, created, updated, usage };
                 Ok(Change { removed: None, put: Some(put) })
             }
-            Command::Place { id, name, parent, labels } => {
+            Command::Place { id, name, parent, labels, usage } => {
                 let labels = labels.checked()?;
                 self.may_create(&name, Kind::Active, &parent)?;
                 assert!(!self.ids.contains(&id), "id {id} is given twice");
                 let (kind, created, updated) = (Kind::Committed, now, now);
-                let usage = Usage::default();
                 let put = Snapshot { name, id, kind, parent, labels, created, updated, usage };
                 Ok(Change { removed: None, put: Some(put) })
             }

@@ -11,14 +11,14 @@ use crate::node::Node;
 use crate::pull::{Containerd, Image, REMOTE, Rootfs, can_mount, image, mounts_below};
 
 /// Takes away what a failed test leaves mounted.
-struct Root(tempfile::TempDir);
+pub(crate) struct Root(tempfile::TempDir);
 
 impl Root {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -35,18 +35,22 @@ async fn start(root: &Path, namespace: &'static str) -> (Node, Containerd) {
     start_with(root, namespace, "").await
 }
 
-async fn start_with(root: &Path, namespace: &'static str, settings: &str) -> (Node, Containerd) {
+pub(crate) async fn start_with(
+    root: &Path,
+    namespace: &'static str,
+    settings: &str,
+) -> (Node, Containerd) {
     let mut node = Node::start_with(root, settings);
     let client = node.connect().await;
     (node, Containerd::new(client, namespace))
 }
 
-fn count(root: &Path, fs_type: &str) -> usize {
+pub(crate) fn count(root: &Path, fs_type: &str) -> usize {
     mounts_below(root).iter().filter(|(_, found)| found == fs_type).count()
 }
 
 /// Every file of the image has the content and mode that its layers say.
-fn check_tree(root: &Path, image: &str) {
+pub(crate) fn check_tree(root: &Path, image: &str) {
     let text = fs::read_to_string(crate::pull::layout(".").join("tree.jsonl")).unwrap();
     let mut files = 0;
     for line in text.lines() {

@@ -7,4 +7,5 @@ mod death;
 mod lazy;
 mod life;
 mod node;
+mod parallel;
 mod pull;

@@ -21,7 +21,7 @@ pub(crate) const CRI: &str = "containerd.io/snapshot/cri.";
 /// An image in a registry.
 pub(crate) struct Image {
     pub(crate) reference: String,
-    manifest: Digest,
+    pub(crate) manifest: Digest,
     pub(crate) layers: Vec<Layer>,
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use spanfs::image::{Discovery, Image, Images, ImagesOptions, LayerSource};
+use spanfs::image::{Discovery, Image, Images, ImagesOptions, LayerSource, Pull};
 use spanfs::mounted::{ShowOptions, show};
 use spanfs_cache::{Cache, CacheOptions};
 use spanfs_fetch::RegistryOptions;
@@ -159,6 +159,7 @@ fn a_converted_image_is_pushed_and_mounted() {
         directory: &cache_dir,
         stop: &stop,
         progress: &|layer, _| panic!("{} is fetched whole", layer.digest),
+        pull: Pull::default(),
     };
     let layers = images.open_layers(&image, &found, None, &source).unwrap();
     let mount_point = scratch.path().join("mount");
