@@ -3,6 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::faults::mix;
+
 /// How far away the registry pretends to be.
 ///
 /// Applied to what the registry writes: uploads are not slowed. A new connection costs one round
@@ -15,37 +17,47 @@ pub struct Link {
     pub bytes_per_second: Option<u64>,
     /// Bytes per second of one connection; `None` leaves the limit of all.
     pub connection_bytes_per_second: Option<u64>,
+    /// How much longer than `rtt` a round trip may take: evenly spread, from a fixed seed.
+    pub jitter: Duration,
+    /// Time that the registry itself takes before each answer begins.
+    pub first_byte: Duration,
 }
 
 const MBIT: u64 = 1_000_000 / 8;
 
 impl Link {
     /// Loopback as it is.
-    pub const UNLIMITED: Self =
-        Self { rtt: Duration::ZERO, bytes_per_second: None, connection_bytes_per_second: None };
+    pub const UNLIMITED: Self = Self {
+        rtt: Duration::ZERO,
+        bytes_per_second: None,
+        connection_bytes_per_second: None,
+        jitter: Duration::ZERO,
+        first_byte: Duration::ZERO,
+    };
     /// A registry in the same rack: 1 ms, 10 Gbit/s.
     pub const LAN: Self = Self {
         rtt: Duration::from_millis(1),
         bytes_per_second: Some(10_000 * MBIT),
-        connection_bytes_per_second: None,
+        ..Self::UNLIMITED
     };
     /// A registry of the cloud region: 10 ms, 2 Gbit/s, 500 Mbit/s per connection.
     pub const CLOUD: Self = Self {
         rtt: Duration::from_millis(10),
         bytes_per_second: Some(2_000 * MBIT),
         connection_bytes_per_second: Some(500 * MBIT),
+        ..Self::UNLIMITED
     };
     /// Across a country: 40 ms, 200 Mbit/s.
     pub const WAN: Self = Self {
         rtt: Duration::from_millis(40),
         bytes_per_second: Some(200 * MBIT),
-        connection_bytes_per_second: None,
+        ..Self::UNLIMITED
     };
     /// A site behind a thin line: 100 ms, 20 Mbit/s.
     pub const EDGE: Self = Self {
         rtt: Duration::from_millis(100),
         bytes_per_second: Some(20 * MBIT),
-        connection_bytes_per_second: None,
+        ..Self::UNLIMITED
     };
 
     /// Every preset with its name.
@@ -66,9 +78,9 @@ impl Link {
     pub fn slower(self, by: u64) -> Self {
         let divide = |rate: Option<u64>| rate.map(|rate| (rate / by.max(1)).max(1));
         Self {
-            rtt: self.rtt,
             bytes_per_second: divide(self.bytes_per_second),
             connection_bytes_per_second: divide(self.connection_bytes_per_second),
+            ..self
         }
     }
 }
@@ -110,12 +122,21 @@ struct State {
     link: Link,
     pace: Pace,
     busy: Busy,
+    /// Round trips so far: the seed of the next one's jitter.
+    trips: u64,
 }
 
 impl SharedLink {
     pub(crate) fn new(link: Link) -> Self {
         let now = Instant::now();
-        Self { state: Mutex::new(State { link, pace: Pace::new(now), busy: Busy::default() }) }
+        Self {
+            state: Mutex::new(State {
+                link,
+                pace: Pace::new(now),
+                busy: Busy::default(),
+                trips: 0,
+            }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -124,6 +145,14 @@ impl SharedLink {
 
     pub(crate) fn link(&self) -> Link {
         self.lock().link
+    }
+
+    /// How long the next round trip takes.
+    pub(crate) fn round_trip(&self) -> Duration {
+        let mut state = self.lock();
+        state.trips += 1;
+        let share = (mix(state.trips) >> 11) as f64 / (1u64 << 53) as f64;
+        state.link.rtt + state.link.jitter.mul_f64(share)
     }
 
     pub(crate) fn set(&self, link: Link) {
@@ -189,6 +218,23 @@ mod tests {
             end = pace.reserve(now, 1000, 10_000).1;
         }
         assert_eq!(end - now, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn jitter_only_adds_and_repeats() {
+        let link = Link {
+            rtt: Duration::from_millis(10),
+            jitter: Duration::from_millis(5),
+            ..Link::UNLIMITED
+        };
+        let trips = || {
+            let shared = SharedLink::new(link);
+            (0..200).map(|_| shared.round_trip()).collect::<Vec<_>>()
+        };
+        let found = trips();
+        assert_eq!(found, trips());
+        assert!(found.iter().all(|trip| (10..15).contains(&trip.as_millis())), "{found:?}");
+        assert!(found.iter().any(|trip| trip.as_millis() == 14), "{found:?}");
     }
 
     #[test]

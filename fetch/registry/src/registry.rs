@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use spanfs_layer::Digest;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -145,6 +146,8 @@ pub struct Registry {
     addr: SocketAddr,
     blob_store_addr: SocketAddr,
     stop: watch::Sender<bool>,
+    runtime: Handle,
+    tls: Option<TlsAcceptor>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -181,6 +184,7 @@ impl Registry {
         };
         let (stop, stopped) = watch::channel(false);
         let tls = builder.tls.map(TlsAcceptor::from);
+        let (handle, also_tls) = (runtime.handle().clone(), tls.clone());
         let serving = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("registry".to_owned()).spawn(move || {
             runtime.block_on(async {
@@ -195,7 +199,27 @@ impl Registry {
             });
             runtime.shutdown_timeout(SHUTDOWN_MAX);
         })?;
-        Ok(Self { shared, addr, blob_store_addr, stop, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            addr,
+            blob_store_addr,
+            stop,
+            runtime: handle,
+            tls: also_tls,
+            thread: Some(thread),
+        })
+    }
+
+    /// Serve a listener of the caller's too, such as one in another network namespace, over the same
+    /// link.
+    pub fn also_listen(&self, listener: StdListener) -> Result<(), RegistryError> {
+        listener.set_nonblocking(true).map_err(RegistryError::Start)?;
+        let (shared, tls) = (Arc::clone(&self.shared), self.tls.clone());
+        self.runtime.spawn(async move {
+            let result = accept(&shared, Listener::Registry, listener, tls).await;
+            tracing::error!(?result, "registry stopped listening");
+        });
+        Ok(())
     }
 
     /// Where the registry listens.
@@ -349,6 +373,11 @@ impl Registry {
         self.shared.counters.snapshot(&self.shared.link.busy())
     }
 
+    /// Bytes written to sockets so far: cheap enough to be asked often.
+    pub fn bytes_sent(&self) -> u64 {
+        self.shared.counters.bytes_sent()
+    }
+
     /// Time since the counters began.
     pub fn elapsed(&self) -> Duration {
         self.shared.counters.elapsed()
@@ -438,11 +467,12 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "setting TCP_NODELAY");
     }
-    let rtt = shared.link.link().rtt;
+    let trips = if tls.is_some() { 2 } else { 1 };
+    let greeting = (0..trips).map(|_| shared.link.round_trip()).sum();
     let control = Arc::new(Control::default());
     let (link, counters) = (Arc::clone(&shared.link), Arc::clone(&shared.counters));
     let shaped = Shaped::new(stream, link, counters, Arc::clone(&control));
-    tokio::time::sleep(if tls.is_some() { rtt * 2 } else { rtt }).await;
+    tokio::time::sleep(greeting).await;
     let serve =
         service_fn(move |request| serve(Arc::clone(&shared), which, Arc::clone(&control), request));
     let mut http = hyper::server::conn::http1::Builder::new();

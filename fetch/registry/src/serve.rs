@@ -71,7 +71,7 @@ pub(crate) async fn serve(
     control: Arc<Control>,
     mut request: Request,
 ) -> io::Result<Answer> {
-    pause(shared.link.link().rtt).await;
+    pause(shared.link.round_trip() + shared.link.link().first_byte).await;
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let range = header_text(&request, RANGE).unwrap_or_default();

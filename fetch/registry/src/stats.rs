@@ -126,6 +126,10 @@ impl Counters {
         Stats { busy, log: state.log.iter().cloned().collect(), ..state.stats.clone() }
     }
 
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.lock().stats.bytes_sent
+    }
+
     pub(crate) fn elapsed(&self) -> Duration {
         self.lock().since.elapsed()
     }

@@ -27,7 +27,7 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     let link = Link {
         rtt: Duration::from_millis(20),
         bytes_per_second: Some(125_000_000),
-        connection_bytes_per_second: None,
+        ..Link::UNLIMITED
     };
     let digest = only_layer(&layout)?;
     let mut twice = 0;

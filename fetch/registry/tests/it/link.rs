@@ -37,6 +37,7 @@ fn bandwidth_of_a_connection_and_of_all() {
         rtt: Duration::ZERO,
         bytes_per_second: Some(20_000_000),
         connection_bytes_per_second: Some(10_000_000),
+        ..Link::UNLIMITED
     };
     check(time(link, 3_000_000, 1).0, Duration::from_millis(300));
     let (elapsed, registry) = time(link, 3_000_000, 4);
