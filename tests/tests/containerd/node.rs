@@ -8,16 +8,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use spanfs_tests::peers::Guard;
+use spanfs_node::{Inside, Network};
 use tempfile::TempDir;
 
 use crate::ctr::Ctr;
-use crate::process::{Ended, Inside, child_of, run_for, signal, wait_for};
+use crate::process::{Ended, end, run_for, wait_for};
 use crate::versions::Version;
 
 /// For a machine where many tests and builds run at once.
@@ -30,14 +30,6 @@ const DAEMON: &str = "soci-snapshotter-grpc";
 pub(crate) const DAEMON_SOCKET: &str = "run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 const DAEMON_ROOT: &str = "lib/soci-snapshotter-grpc";
 pub(crate) const CONTAINERD_SOCKET: &str = "run/containerd/containerd.sock";
-
-/// The first process of the namespaces: it arranges the mounts, then only adopts orphans.
-const INIT: &str = r#"
-mount --bind "$1/run" /run && mount --bind "$1/lib" /var/lib &&
-mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/etc-work" /etc &&
-touch "$1/ready"
-while :; do sleep 1000 & wait; done
-"#;
 
 /// What a node is set up with.
 pub(crate) struct Setup<'a> {
@@ -63,9 +55,8 @@ pub(crate) struct Node {
     pub(crate) version: Version,
     daemon: Option<Inside>,
     containerd: Option<Inside>,
-    /// The first process of its namespaces, by its id on this side.
-    init: u32,
-    namespaces: Guard,
+    /// Its namespaces; none once they have ended.
+    namespaces: Option<spanfs_node::Node>,
     dir: TempDir,
 }
 
@@ -76,23 +67,10 @@ impl Node {
         let id = format!("spanfs-{}-{count}", std::process::id());
         let dir = TempDir::with_prefix("spanfs-node-").expect("temporary directory");
         lay_out(dir.path(), setup);
-        let namespaces = Guard(
-            Command::new("setpriv")
-                .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"])
-                .args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", INIT, "sh"])
-                .arg(dir.path())
-                .stdin(Stdio::null())
-                // When killed, it complains that its child was, too.
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("unshare starts"),
-        );
-        let parent = namespaces.0.id();
-        let ready = dir.path().join("ready");
-        wait_for("the namespaces of a node", PATIENCE, || ready.exists().then_some(()));
-        let init = child_of(parent).expect("unshare has a child");
+        let namespaces = spanfs_node::Node::start(dir.path(), Network::Host);
+        let namespaces = Some(namespaces.expect("the namespaces of a node"));
         let version = setup.version;
-        let mut node = Self { id, version, daemon: None, containerd: None, init, namespaces, dir };
+        let mut node = Self { id, version, daemon: None, containerd: None, namespaces, dir };
         node.start_daemon();
         node.start_containerd();
         node
@@ -111,20 +89,17 @@ impl Node {
 
     /// A command in the node's namespaces.
     fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = self.version.command("nsenter");
-        command
-            .args(["--target", &self.init.to_string(), "--mount", "--pid", "--"])
-            .arg(program.as_ref())
-            .env("TMPDIR", self.path("tmp"))
-            .env("HOME", self.path("home"))
-            .env_remove("DOCKER_CONFIG")
-            .stdin(Stdio::null());
+        let mut command = self.namespaces().enter();
+        command.arg(program.as_ref()).env("PATH", self.version.path());
         command
     }
 
+    fn namespaces(&self) -> &spanfs_node::Node {
+        self.namespaces.as_ref().expect("the namespaces of a node that has not ended")
+    }
+
     fn log(&self, name: &str) -> fs::File {
-        let path = self.path("log").join(name);
-        fs::File::options().create(true).append(true).open(path).expect("log file")
+        self.namespaces().log(name).expect("log file")
     }
 
     /// Starts the daemon as the peer is started.
@@ -132,7 +107,8 @@ impl Node {
         assert!(self.daemon.is_none(), "the daemon runs already");
         let mut command = self.enter(self.path("bin").join(DAEMON));
         command.args(["--log-level", "debug"]).env("RUST_BACKTRACE", "1");
-        let daemon = self.daemon.insert(Inside::start(command, self.log("daemon")));
+        let daemon = Inside::start(command, self.log("daemon")).expect("the daemon starts");
+        let daemon = self.daemon.insert(daemon);
         let socket = self.dir.path().join(DAEMON_SOCKET);
         wait_for("the daemon's socket", PATIENCE, || {
             assert!(daemon.is_alive(), "the daemon ended");
@@ -142,7 +118,7 @@ impl Node {
 
     /// Ends the daemon: KILL at once, TERM and INT in order.
     pub(crate) fn stop_daemon(&mut self, with: Signal) {
-        self.daemon.take().expect("the daemon runs").end(with, PATIENCE);
+        end(self.daemon.take().expect("the daemon runs"), with, PATIENCE);
     }
 
     /// Waits until containerd has found a daemon that was started again: it backs off for seconds.
@@ -155,7 +131,8 @@ impl Node {
     pub(crate) fn start_containerd(&mut self) {
         assert!(self.containerd.is_none(), "containerd runs already");
         let command = self.enter("containerd");
-        let containerd = self.containerd.insert(Inside::start(command, self.log("containerd")));
+        let containerd = Inside::start(command, self.log("containerd")).expect("containerd starts");
+        let containerd = self.containerd.insert(containerd);
         let socket = self.dir.path().join(CONTAINERD_SOCKET);
         wait_for("containerd's socket", PATIENCE, || {
             assert!(containerd.is_alive(), "containerd ended");
@@ -202,7 +179,8 @@ impl Node {
 
     /// The node's mounts as `(mount point, type, source)`, those of its containers left out.
     pub(crate) fn mounts(&self) -> Vec<(String, String, String)> {
-        let table = fs::read_to_string(format!("/proc/{}/mounts", self.init)).expect("its mounts");
+        let table = fs::read_to_string(format!("/proc/{}/mounts", self.namespaces().init()))
+            .expect("its mounts");
         let mut mounts = Vec::new();
         for line in table.lines() {
             let mut words = line.split_whitespace().map(str::to_owned);
@@ -232,9 +210,8 @@ impl Drop for Node {
                 eprintln!("== the end of {}'s log of {name}\n{}", self.id, self.tail(name));
             }
         }
-        // With the first process of the namespaces goes every other.
-        signal(self.init, Signal::KILL);
-        let _ = self.namespaces.0.wait();
+        // What runs or is mounted there goes with them.
+        self.namespaces = None;
         remove_control_groups(&self.id);
         let root = self.dir.path().to_owned();
         let removed = fs::remove_dir_all(&root);
@@ -245,8 +222,7 @@ impl Drop for Node {
 }
 
 fn lay_out(root: &Path, setup: &Setup<'_>) {
-    let directories = ["run", "tmp", "lib", "etc/containerd", "etc/soci-snapshotter-grpc"];
-    for directory in directories.iter().chain(&["etc-work", "bin", "home/.docker", "log"]) {
+    for directory in ["etc/containerd", "etc/soci-snapshotter-grpc", "bin"] {
         fs::create_dir_all(root.join(directory)).expect("directory");
     }
     fs::write(root.join("etc/containerd/config.toml"), containerd_config(setup)).expect("write");

@@ -1,7 +1,6 @@
 //! One suite, two containerds.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use spanfs_tests::peers::{able, strict};
 
@@ -46,13 +45,6 @@ impl Version {
             None => path,
             Some(dir) => format!("{}:{path}", dir.display()),
         }
-    }
-
-    /// A command that finds its programs first.
-    pub(crate) fn command(self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("PATH", self.path());
-        command
     }
 }
 
