@@ -64,13 +64,8 @@ impl Lab {
     /// Empties the kernel's caches of everything but what a registry far away would have in its own:
     /// the blobs of `layout`. The command itself has run before, too.
     pub(crate) fn forget_all_but(&self, layout: &Path) -> Result<()> {
-        drop_caches()?;
-        for blob in fs::read_dir(layout.join("blobs/sha256"))? {
-            let mut blob = fs::File::open(blob?.path())?;
-            std::io::copy(&mut blob, &mut std::io::sink())?;
-        }
-        run(Command::new(&self.spanfs).arg("--version"))?;
-        take_back_memory(&self.scratch.join("pages"))
+        forget_all_but(layout, &self.scratch)?;
+        run(Command::new(&self.spanfs).arg("--version")).map(drop)
     }
 
     /// What the registry was asked for, and when, if that is wanted.
@@ -151,6 +146,17 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
 pub(crate) fn drop_caches() -> Result<()> {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches")
+}
+
+/// Empties the kernel's caches of everything but the blobs of `layout`; `scratch` takes a large file
+/// for a moment.
+pub(crate) fn forget_all_but(layout: &Path, scratch: &Path) -> Result<()> {
+    drop_caches()?;
+    for blob in fs::read_dir(layout.join("blobs/sha256"))? {
+        let mut blob = fs::File::open(blob?.path())?;
+        std::io::copy(&mut blob, &mut std::io::sink())?;
+    }
+    take_back_memory(&scratch.join("pages"))
 }
 
 /// Memory of a virtual machine that has been free for a second goes back to its host, and the next

@@ -91,7 +91,7 @@ impl Report {
 }
 
 /// Cores, processor, memory and kernel in one line.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo

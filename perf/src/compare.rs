@@ -1,0 +1,169 @@
+//! Two result files side by side: what became slower, beyond noise.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::results::{Figures, Results};
+use crate::statistics::ratio;
+
+/// What of a run is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Metric {
+    /// From the pull to ready.
+    Ready,
+    /// Ready, less what the program needs with everything local.
+    Penalty,
+    /// From the pull to the end of the steady phase, or to ready where there is none.
+    Steady,
+    /// The pull alone.
+    Pull,
+    /// CPU seconds of snapshotter and containerd.
+    Cpu,
+    /// Bytes on the link.
+    Bytes,
+}
+
+impl Metric {
+    /// Its value in a run, if it has one. `floor` is what the program itself needs.
+    pub(crate) fn of(self, figures: &Figures, floor: f64) -> f64 {
+        match self {
+            Self::Ready => figures.ready,
+            // What is within a millisecond of the floor is no penalty.
+            Self::Penalty => (figures.ready - floor).max(0.001),
+            Self::Steady => figures.steady.unwrap_or(figures.ready),
+            Self::Pull => figures.pull,
+            Self::Cpu => ["snapshotter", "containerd"]
+                .iter()
+                .filter_map(|name| figures.usage.get(*name))
+                .map(crate::cgroup::Usage::cpu)
+                .sum(),
+            Self::Bytes => figures.link.bytes as f64,
+        }
+    }
+
+    /// All counted values of a workload with a subject.
+    pub(crate) fn values(self, results: &Results, workload: &str, subject: &str) -> Vec<f64> {
+        let floor = results.floor(workload).unwrap_or(0.0);
+        let runs = results.counted(workload, subject);
+        runs.into_iter().map(|figures| self.of(figures, floor)).collect()
+    }
+}
+
+/// One workload with one subject, in both files.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) workload: String,
+    pub(crate) subject: String,
+    pub(crate) runs: (usize, usize),
+    /// After over before, and the ends of its interval; none where one side has failed.
+    pub(crate) ratio: Option<(f64, f64, f64)>,
+    pub(crate) is_worse: bool,
+}
+
+pub(crate) fn compare(
+    before: &Results,
+    after: &Results,
+    metric: Metric,
+    tolerance: f64,
+) -> Result<Vec<Row>> {
+    ensure!(
+        before.head.link == after.head.link && before.head.caches == after.head.caches,
+        "the two were measured over different links or caches: {} {}, {} {}",
+        before.head.link.name,
+        before.head.caches,
+        after.head.link.name,
+        after.head.caches
+    );
+    let mut rows = Vec::new();
+    for workload in &before.head.workloads {
+        for subject in &before.head.subjects {
+            let values = |results| metric.values(results, &workload.name, &subject.name);
+            let (old, new) = (values(before), values(after));
+            if old.is_empty() {
+                continue;
+            }
+            let found = ratio(&new, &old);
+            // What worked and fails now is worse, whatever it took.
+            let is_broken = new.is_empty() && after.error(&workload.name, &subject.name).is_some();
+            if new.is_empty() && !is_broken {
+                continue;
+            }
+            rows.push(Row {
+                workload: workload.name.clone(),
+                subject: subject.name.clone(),
+                runs: (old.len(), new.len()),
+                ratio: found.map(|it| (it.value, it.low, it.high)),
+                is_worse: is_broken || found.is_some_and(|it| it.low > 1.0 + tolerance),
+            });
+        }
+    }
+    ensure!(!rows.is_empty(), "the two files have no workload and subject in common");
+    Ok(rows)
+}
+
+pub(crate) fn table(rows: &[Row], metric: Metric) -> String {
+    let mut text = format!(
+        "{:<14} {:<24} {:>7} {:>8} {:>16}  {metric:?}, after / before\n",
+        "workload", "subject", "runs", "ratio", "95 %"
+    );
+    for row in rows {
+        let (ratio, interval) = match row.ratio {
+            Some((value, low, high)) => (format!("{value:.3}"), format!("{low:.3} .. {high:.3}")),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        let verdict = match (row.is_worse, row.ratio) {
+            (true, None) => "FAILS NOW",
+            (true, Some(_)) => "SLOWER",
+            (false, Some((_, _, high))) if high < 1.0 => "better",
+            _ => "",
+        };
+        let runs = format!("{}/{}", row.runs.0, row.runs.1);
+        let _ = writeln!(
+            text,
+            "{:<14} {:<24} {runs:>7} {ratio:>8} {interval:>16}  {verdict}",
+            row.workload, row.subject
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::results;
+    use crate::statistics::Rng;
+
+    #[test]
+    fn noise_alone_is_not_slower_in_ten_repeats() {
+        let mut rng = Rng(42);
+        let mut times = || (0..5).map(|_| 3.0 + 0.6 * rng.share()).collect::<Vec<_>>();
+        for _ in 0..10 {
+            let (before, after) =
+                (results(&[("a", &times())], 1.0), results(&[("a", &times())], 1.0));
+            let rows = compare(&before, &after, Metric::Ready, 0.05).unwrap();
+            assert!(!rows[0].is_worse, "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_slower_or_fails_is_told() {
+        let before = results(&[("a", &[3.0, 3.1, 2.9, 3.0, 3.2])], 1.0);
+        let mut after = results(&[("a", &[4.0, 4.1, 3.9, 4.0, 4.2])], 1.0);
+        let rows = compare(&before, &after, Metric::Ready, 0.05).unwrap();
+        assert!(rows[0].is_worse, "{rows:?}");
+        let rows = compare(&after, &before, Metric::Penalty, 0.05).unwrap();
+        assert!(!rows[0].is_worse, "{rows:?}");
+        for run in &mut after.runs {
+            run.figures = None;
+            run.error = Some("dead".to_owned());
+        }
+        let rows = compare(&before, &after, Metric::Ready, 0.05).unwrap();
+        assert!(rows[0].is_worse && table(&rows, Metric::Ready).contains("FAILS NOW"));
+        after.head.link.name = "wan".to_owned();
+        assert!(compare(&before, &after, Metric::Ready, 0.05).is_err());
+    }
+}
