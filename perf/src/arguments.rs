@@ -9,6 +9,7 @@ use spanfs_registry::Link;
 
 use crate::bench::{Caches, Images, NamedLink, Plan, Scratch, Stop};
 use crate::compare::Metric;
+use crate::promises::edge::Served;
 use crate::subject::{self, Places};
 use crate::workload::{self, RawReady, RawWorkload};
 
@@ -54,6 +55,13 @@ pub(crate) enum Command {
     Fleet(Fleet),
     /// Check the promises of the lazy mount's parts. Needs root, /dev/fuse and a built `spanfs`.
     Promises(Promises),
+    /// Serve a layer for the `edge` promise, which starts this by itself.
+    #[command(hide = true)]
+    ServeLayer {
+        dir: PathBuf,
+        #[command(flatten)]
+        served: Served,
+    },
 }
 
 #[derive(Args, Debug)]

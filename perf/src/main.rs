@@ -47,6 +47,9 @@ fn main() -> ExitCode {
         Command::Simulate(arguments) => simulate(&arguments),
         Command::Fleet(arguments) => fleet(arguments),
         Command::Promises(arguments) => promises(arguments),
+        Command::ServeLayer { dir, served } => {
+            promises::edge::serve(&dir, &served).map(|()| ExitCode::SUCCESS)
+        }
     };
     match done {
         Ok(code) => code,

@@ -13,7 +13,7 @@ use spanfs_layer::{Record, SpanTable, Ztoc, erofs};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("tar", tar),
     ("ztoc", ztoc),
     ("zinfo", zinfo),
@@ -22,6 +22,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("range_reply", range_reply),
     ("hosts_toml", hosts_toml),
     ("docker_config", docker_config),
+    ("fuse_request", spanfs_mount::fuzz::fuse_request),
 ];
 
 /// Tar reader and tree: the pieces in which an archive arrives make no difference, no file lies

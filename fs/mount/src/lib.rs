@@ -23,11 +23,11 @@
 //! # Ok(())
 //! # }
 //! ```
-#![forbid(unsafe_code)]
-
 mod errno;
 pub mod filesystem;
 pub mod front;
+#[doc(hidden)]
+pub mod fuzz;
 mod kernel_mount;
 mod mount;
 mod mounter;

@@ -3,23 +3,26 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use spanfs_cache::Content;
 use spanfs_layer::Tree;
 use spanfs_layer::erofs::DataCopy;
 
-use crate::filesystem::Open;
+use crate::filesystem::{Filesystem, Open};
 use crate::front::inode::{Inodes, LayerCountError};
 use crate::front::one_file::{FILE_NAME, OneFile};
 use crate::front::{self};
 use crate::kernel_mount::KernelMountError;
 use crate::mount::{Mount, Shown};
 use crate::overlay::{self, OverlayError, OverlayOptions};
-use crate::policy;
+use crate::policy::{self, Carried, Front};
+use crate::probe;
 use crate::record::{self, Places, Record};
-use crate::transport::{FuseOptions, Privilege, ServeError, Server, ServerOptions, Transport};
+use crate::transport::{
+    CAPABILITIES, FuseOptions, Privilege, ServeError, Server, ServerOptions, Session, Transport,
+};
 use crate::unmount;
 
 /// How mounts are made.
@@ -31,10 +34,14 @@ pub struct MounterOptions {
     pub server: ServerOptions,
     /// What carries FUSE; unless given, what [`policy::transport`] chooses.
     pub transport: Option<Transport>,
+    /// Flags of INIT that FUSE mounts take when they are offered.
+    pub capabilities: u64,
     /// Whether the mounts that a layer is made of stay in sight below `state`, until it goes.
     pub parts: Parts,
     /// How the kernel reads the one file: [`Open::Direct`] where memory is tight.
     pub open: Open,
+    /// Whether EROFS bypasses the page cache of the one file.
+    pub erofs_direct: bool,
     /// Source and subtype of the one-file mount.
     pub one_file: (String, String),
     /// Read-ahead on our FUSE mounts in KiB; `None` keeps the kernel's 128, which measured best.
@@ -57,8 +64,10 @@ impl MounterOptions {
             state: state.into(),
             server: ServerOptions::default(),
             transport: None,
+            capabilities: CAPABILITIES,
             parts: Parts::Hidden,
             open: Open::Stateless,
+            erofs_direct: false,
             // nerdctl and SOCI's own suites look for these two.
             one_file: ("soci".into(), "rawBridge".into()),
             read_ahead_kib: None,
@@ -113,6 +122,8 @@ pub enum MountError {
 pub struct Mounter {
     server: Server,
     options: MounterOptions,
+    /// What [`probe::uring`] found when it was first needed.
+    uring: OnceLock<Result<(), String>>,
 }
 
 impl Mounter {
@@ -122,7 +133,7 @@ impl Mounter {
             std::fs::create_dir_all(&path).map_err(|source| state("create", &path, source))?;
         }
         let server = Server::new(options.server.clone());
-        Ok(Self { server, options })
+        Ok(Self { server, options, uring: OnceLock::new() })
     }
 
     /// Show one layer at `mount_point`, whiteouts as its index has them.
@@ -193,23 +204,49 @@ impl Mounter {
     ) -> Result<Mount, MountError> {
         let filesystem = Inodes::new(tree, layers)?;
         let (mut mount, place) = self.begin(mount_point, privilege)?;
-        let fuse = self.fuse_options(privilege, "spanfs", "spanfs");
-        mount.served(self.server.serve(Arc::new(filesystem), &place, &fuse)?);
+        let fuse = self.fuse_options(privilege, Front::Inode, "spanfs", "spanfs");
+        mount.served(self.serve(Arc::new(filesystem), &place, fuse)?);
         mount.mounted(place);
         mount.shown(Shown::Inodes);
         Ok(mount)
     }
 
-    fn fuse_options(&self, privilege: Privilege, source: &str, subtype: &str) -> FuseOptions {
-        let (transport, reason) = policy::transport(privilege, self.options.transport);
+    fn fuse_options(
+        &self,
+        privilege: Privilege,
+        front: Front,
+        source: &str,
+        subtype: &str,
+    ) -> FuseOptions {
+        let uring = self.uring.get_or_init(probe::uring);
+        let carried = Carried { privilege, front, is_kept: false, uring };
+        let (transport, reason) = policy::transport(carried, self.options.transport);
         tracing::debug!("FUSE mounts of {source} take the {transport} transport: {reason}");
         FuseOptions {
             privilege,
             transport,
             allow_other: privilege == Privilege::Root,
+            capabilities: self.options.capabilities,
             source: source.into(),
             subtype: subtype.into(),
             read_ahead_kib: self.options.read_ahead_kib.filter(|_| privilege == Privilege::Root),
+        }
+    }
+
+    /// Serve by the transport that was chosen. What the probe can't see is only found now.
+    fn serve(
+        &self,
+        filesystem: Arc<dyn Filesystem>,
+        place: &Path,
+        mut fuse: FuseOptions,
+    ) -> Result<Session, ServeError> {
+        match self.server.serve(Arc::clone(&filesystem), place, &fuse) {
+            Err(error @ ServeError::NoRings(_)) if self.options.transport.is_none() => {
+                tracing::warn!("{error}; the dev transport is taken");
+                fuse.transport = Transport::Dev;
+                self.server.serve(filesystem, place, &fuse)
+            }
+            outcome => outcome,
         }
     }
 
@@ -259,12 +296,17 @@ impl Mounter {
             layer.data_len,
             &layer.copies,
         );
-        let fuse = self.fuse_options(Privilege::Root, source, subtype);
-        mount.served(self.server.serve(Arc::new(front), &directory, &fuse)?);
+        let fuse = self.fuse_options(Privilege::Root, Front::Erofs, source, subtype);
+        mount.served(self.serve(Arc::new(front), &directory, fuse)?);
         mount.mounted(directory.clone());
         let path = directory.join(FILE_NAME);
         let file = std::fs::File::open(&path).map_err(|source| state("open", &path, source))?;
-        front::erofs::mount(&layer.index, file.as_fd(), place)?;
+        let mount_erofs = if self.options.erofs_direct {
+            front::erofs::mount_direct
+        } else {
+            front::erofs::mount
+        };
+        mount_erofs(&layer.index, file.as_fd(), place)?;
         mount.mounted(place.to_owned());
         mount.shown(Shown::ErofsOverFuse);
         if self.options.parts == Parts::Hidden {

@@ -1,9 +1,13 @@
 //! Which front shows a layer, and which transport carries FUSE: facts in, choices with reasons out.
 
+mod explain;
+
 use std::fmt;
 
 use crate::probe::Facts;
 use crate::transport::{Privilege, Transport};
+
+pub use explain::{Finding, explain};
 
 /// How a layer is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,15 +39,41 @@ pub struct Choice {
     pub reason: String,
 }
 
-/// The transport of FUSE mounts made with `privilege`, or the one that `forced` asks for, and why.
+/// What a FUSE mount is for, as far as the choice of its transport goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Carried<'a> {
+    /// Who mounts.
+    pub privilege: Privilege,
+    /// The front that it is, or is part of.
+    pub front: Front,
+    /// It outlives the process that serves it: a successor takes it over.
+    pub is_kept: bool,
+    /// Why requests can't come by io_uring, if they can't ([`crate::probe::uring`]).
+    pub uring: &'a Result<(), String>,
+}
+
+/// The transport of a FUSE mount, or the one that `forced` asks for, and why.
 ///
 /// What was asked for may turn out impossible when a mount is made.
-pub fn transport(privilege: Privilege, forced: Option<Transport>) -> (Transport, &'static str) {
-    match (forced, privilege) {
-        (Some(transport), _) => (transport, "asked for"),
-        (None, Privilege::Root) => (Transport::Dev, "privileged: it answers without a hop"),
-        (None, Privilege::User) => (Transport::Fuse3, "fusermount3 mounts"),
-    }
+pub fn transport(carried: Carried<'_>, forced: Option<Transport>) -> (Transport, String) {
+    let Carried { privilege, front, is_kept, uring } = carried;
+    let (transport, reason) = match (forced, privilege, front, uring) {
+        (Some(transport), ..) => (transport, "asked for"),
+        (None, Privilege::User, ..) => (Transport::Fuse3, "fusermount3 mounts"),
+        (None, Privilege::Root, ..) if is_kept => {
+            (Transport::Dev, "a successor can take it over, with what was asked meanwhile")
+        }
+        (None, Privilege::Root, Front::Erofs, _) => {
+            (Transport::Dev, "EROFS reads large pieces, for which io_uring wins nothing")
+        }
+        (None, Privilege::Root, Front::Inode, Ok(())) => {
+            (Transport::Uring, "io_uring: each CPU answers what it asks")
+        }
+        (None, Privilege::Root, Front::Inode, Err(why)) => {
+            return (Transport::Dev, format!("privileged, and no io_uring: {why}"));
+        }
+    };
+    (transport, reason.into())
 }
 
 /// Nothing can be mounted.
@@ -93,13 +123,14 @@ fn inode(facts: &Facts, reason: &str) -> Result<Choice, NoFront> {
 mod tests {
     use super::*;
 
-    fn facts(is_admin: bool, erofs: bool, fuse: bool, fusermount: bool) -> Facts {
+    pub(super) fn facts(is_admin: bool, erofs: bool, fuse: bool, fusermount: bool) -> Facts {
         let works = |yes: bool| if yes { Ok(()) } else { Err("tried".to_owned()) };
         Facts {
             kernel: "6.1".into(),
             is_admin,
             erofs: works(erofs),
             fuse_device: works(fuse),
+            uring: works(false),
             fusermount: fusermount.then(|| "/bin/fusermount3".into()),
             user_namespaces: true,
         }
@@ -130,15 +161,29 @@ mod tests {
     }
 
     #[test]
-    fn the_transport_is_the_fastest_that_the_privilege_allows() {
-        for (privilege, forced, expected) in [
-            (Privilege::Root, None, Transport::Dev),
-            (Privilege::User, None, Transport::Fuse3),
-            (Privilege::Root, Some(Transport::Fuse3), Transport::Fuse3),
-            (Privilege::User, Some(Transport::Dev), Transport::Dev),
+    fn the_transport_is_the_fastest_that_may_be_taken() {
+        use Privilege::{Root, User};
+        use Transport::{Dev, Fuse3, Uring};
+        for (privilege, front, is_kept, has_uring, forced, expected) in [
+            (Root, Front::Inode, false, true, None, Uring),
+            (Root, Front::Inode, false, false, None, Dev),
+            (Root, Front::Inode, true, true, None, Dev),
+            (Root, Front::Erofs, false, true, None, Dev),
+            (Root, Front::Erofs, true, false, None, Dev),
+            (User, Front::Inode, false, true, None, Fuse3),
+            (Root, Front::Erofs, false, false, Some(Uring), Uring),
+            (Root, Front::Inode, false, true, Some(Fuse3), Fuse3),
+            (User, Front::Inode, false, true, Some(Dev), Dev),
         ] {
-            assert_eq!(transport(privilege, forced).0, expected, "{privilege:?} {forced:?}");
+            let uring = &if has_uring { Ok(()) } else { Err("switched off".to_owned()) };
+            let carried = Carried { privilege, front, is_kept, uring };
+            let (found, reason) = transport(carried, forced);
+            assert_eq!(found, expected, "{carried:?} {forced:?}");
+            assert!(!reason.is_empty());
         }
+        let uring = &Err("switched off".to_owned());
+        let carried = Carried { privilege: Root, front: Front::Inode, is_kept: false, uring };
+        assert!(transport(carried, None).1.contains("switched off"));
     }
 
     #[test]

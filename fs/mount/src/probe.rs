@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use spanfs_layer::erofs::{self, Device};
 use spanfs_layer::tree::{TreeBuilder, TreeOptions};
 
-use crate::transport::Privilege;
+use crate::transport::{self, Privilege};
 use crate::{front, unmount};
 
 /// Facts that decide how layers are shown.
@@ -22,6 +22,8 @@ pub struct Facts {
     pub erofs: Result<(), String>,
     /// `/dev/fuse` was opened; why not, if it failed.
     pub fuse_device: Result<(), String>,
+    /// Why FUSE requests can't come by io_uring, if they can't.
+    pub uring: Result<(), String>,
     /// Where `fusermount3` is.
     pub fusermount: Option<PathBuf>,
     /// This process may make user namespaces, as far as `/proc/sys/user` tells.
@@ -42,10 +44,30 @@ impl Facts {
                 .open("/dev/fuse")
                 .map(drop)
                 .map_err(|error| error.to_string()),
+            uring: uring(),
             fusermount: find_program("fusermount3"),
             user_namespaces: user_namespaces(),
         }
     }
+}
+
+/// The switch of FUSE over io_uring: a parameter of the kernel's module, off unless somebody turned
+/// it on. Kernels before 6.14 don't have it.
+const ENABLE_URING: &str = "/sys/module/fuse/parameters/enable_uring";
+
+/// Why FUSE requests can't come by io_uring, if they can't, as far as can be told without a mount.
+pub fn uring() -> Result<(), String> {
+    match std::fs::read_to_string(ENABLE_URING) {
+        Ok(value) if value.trim() == "Y" => {}
+        Ok(value) => return Err(format!("{ENABLE_URING} is {}", value.trim())),
+        Err(error) => return Err(format!("{ENABLE_URING}: {error}")),
+    }
+    transport::try_ring().map_err(|error| format!("io_uring: {error}"))
+}
+
+/// Switch FUSE over io_uring on, for the whole machine. Needs root.
+pub fn enable_uring() -> io::Result<()> {
+    std::fs::write(ENABLE_URING, "Y")
 }
 
 fn is_admin() -> bool {

@@ -1,5 +1,6 @@
 //! What spanfs promises of its lazy mount, one module a promise.
 
+pub(crate) mod edge;
 mod entries;
 mod first_byte;
 mod memory;
@@ -21,7 +22,7 @@ use crate::report::Report;
 
 type Promise = fn(&Lab, &mut Report) -> Result<()>;
 
-const PROMISES: [(&str, Promise); 7] = [
+const PROMISES: [(&str, Promise); 9] = [
     ("first-byte", first_byte::run),
     ("sequential", sequential::run),
     ("readers", readers::run),
@@ -29,6 +30,8 @@ const PROMISES: [(&str, Promise); 7] = [
     ("entries", entries::run),
     ("small-files", small_files::run),
     ("program", program::run),
+    ("edge", edge::run),
+    ("edge-options", edge::run_options),
 ];
 
 /// Check the named promises, or all.

@@ -40,8 +40,37 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             br#"{"auths":{"a.test":{"auth":"dTpodW50ZXIy"},"b.test":{"username":"u","password":"hunter2"}},"credHelpers":{"c.test":"x"},"credsStore":"y"}"#
                 .to_vec(),
         ],
+        "fuse_request" => fuse_requests(),
         other => panic!("no seeds for {other}"),
     }
+}
+
+/// INIT, LOOKUP, READ and READDIRPLUS as `/dev/fuse` gives them and as an io_uring slot holds them.
+fn fuse_requests() -> Vec<Vec<u8>> {
+    let window = [&[0; 8][..], &4096u64.to_ne_bytes(), &512u32.to_ne_bytes(), &[0; 20]].concat();
+    let init = [7u32, 45, 131_072, u32::MAX, u32::MAX].map(u32::to_ne_bytes).concat();
+    let requests = [
+        (26u32, 1u64, init, Vec::new()),
+        (1, 1, Vec::new(), b"layer\0".to_vec()),
+        (15, 2, window.clone(), Vec::new()),
+        (44, 1, window, Vec::new()),
+    ];
+    let forms = requests.map(|(opcode, node, operation, payload)| {
+        let len = (40 + operation.len() + payload.len()) as u32;
+        let mut header = [len, opcode].map(u32::to_ne_bytes).concat();
+        header.extend([9u64, node, 0, 0].map(u64::to_ne_bytes).concat());
+        let by_device = [&header[..], &operation, &payload].concat();
+        let mut slot = header;
+        slot.resize(128, 0);
+        slot.extend(operation);
+        slot.resize(264, 0);
+        slot.extend(77u64.to_ne_bytes());
+        slot.extend((payload.len() as u64).to_ne_bytes());
+        slot.resize(288, 0);
+        slot.extend(payload);
+        [by_device, slot]
+    });
+    forms.into_iter().flatten().collect()
 }
 
 fn tree_index() -> Vec<u8> {

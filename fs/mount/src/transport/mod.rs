@@ -4,11 +4,13 @@ pub mod connection;
 mod dev;
 pub mod fuse3;
 mod options;
-mod protocol;
+pub(crate) mod protocol;
 mod server;
 mod session;
+pub(crate) mod uring;
 
 pub(crate) use options::READ_LEN_MAX;
-pub use options::{FuseOptions, Privilege, ServerOptions, Transport};
+pub use options::{CAPABILITIES, FuseOptions, Privilege, ServerOptions, Transport};
 pub use server::{ServeError, Server};
 pub use session::Session;
+pub(crate) use uring::try_ring;

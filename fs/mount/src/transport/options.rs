@@ -6,11 +6,16 @@ use std::time::Duration;
 /// Largest read that the kernel sends: 256 pages of 4 KiB, its default `max_pages_limit`.
 pub(crate) const READ_LEN_MAX: usize = 1 << 20;
 
+/// `FUSE_*` flags of INIT that we take; a kernel without any of them is slower, nothing else.
+pub const CAPABILITIES: u64 = super::protocol::init::WANTED;
+
 /// How requests of the kernel come to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// A loop of our own on `/dev/fuse`; needs `CAP_SYS_ADMIN`.
     Dev,
+    /// The same with FUSE over io_uring: answered on the CPU that asked.
+    Uring,
     /// The `fuse3` crate.
     Fuse3,
 }
@@ -19,6 +24,7 @@ impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Dev => "dev",
+            Self::Uring => "uring",
             Self::Fuse3 => "fuse3",
         })
     }
@@ -80,6 +86,9 @@ pub struct FuseOptions {
     pub source: String,
     /// The part of the type behind `fuse.`; no comma.
     pub subtype: String,
+    /// Flags of INIT that are taken when the kernel offers them: [`CAPABILITIES`], or fewer (`dev`
+    /// and `uring`).
+    pub capabilities: u64,
     /// How far the kernel reads ahead in KiB; `None` keeps its 128, which measured best.
     pub read_ahead_kib: Option<u32>,
 }

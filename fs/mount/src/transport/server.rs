@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::options::{FuseOptions, Privilege, ServerOptions, Transport};
 use super::session::Session;
-use super::{dev, fuse3};
+use super::{dev, fuse3, uring};
 use crate::filesystem::Filesystem;
 use crate::kernel_mount::KernelMountError;
 
@@ -37,9 +37,15 @@ pub enum ServeError {
     /// Our own limit.
     #[error("cannot mount FUSE at {0}: {1} mounts are served already, the limit")]
     TooMany(PathBuf, usize),
-    /// The `dev` transport gets its descriptor from nobody else.
-    #[error("cannot mount FUSE at {0}: the dev transport needs CAP_SYS_ADMIN")]
-    Unprivileged(PathBuf),
+    /// Our own transports get their descriptor from nobody else.
+    #[error("cannot mount FUSE at {0}: the {1} transport needs CAP_SYS_ADMIN")]
+    Unprivileged(PathBuf, Transport),
+    /// The kernel has no FUSE over io_uring, or it is switched off.
+    #[error(
+        "cannot mount FUSE at {0}: the kernel does not offer io_uring (needs Linux 6.14, and Y in \
+         /sys/module/fuse/parameters/enable_uring)"
+    )]
+    NoRings(PathBuf),
 }
 
 /// Serves any number of mounts with a few threads of its own.
@@ -49,6 +55,7 @@ pub enum ServeError {
 pub struct Server {
     /// Each starts with its first mount.
     dev: Mutex<Option<Arc<dev::Threads>>>,
+    uring: Mutex<Option<Arc<uring::Rings>>>,
     fuse3: Mutex<Option<Arc<fuse3::Threads>>>,
     mounts: Arc<AtomicUsize>,
     options: ServerOptions,
@@ -57,8 +64,8 @@ pub struct Server {
 impl Server {
     /// A server without threads yet.
     pub fn new(options: ServerOptions) -> Self {
-        let (dev, fuse3, mounts) = Default::default();
-        Self { dev, fuse3, mounts, options }
+        let (dev, uring, fuse3, mounts) = Default::default();
+        Self { dev, uring, fuse3, mounts, options }
     }
 
     /// Mount `filesystem` at `mount_point`, an empty directory, and answer until it is unmounted.
@@ -77,10 +84,17 @@ impl Server {
         let place = self.reserve(&path)?;
         let threads = |error| failed("start threads", error);
         let session = match (options.transport, options.privilege) {
-            (Transport::Dev, Privilege::User) => return Err(ServeError::Unprivileged(path)),
-            (Transport::Dev, Privilege::Root) => {
-                let started = started(&self.dev, || dev::Threads::start(&self.options));
-                started.map_err(threads)?.serve(filesystem, path, options, place)?
+            (transport @ (Transport::Dev | Transport::Uring), Privilege::User) => {
+                return Err(ServeError::Unprivileged(path, transport));
+            }
+            (transport @ (Transport::Dev | Transport::Uring), Privilege::Root) => {
+                let dev = started(&self.dev, || dev::Threads::start(&self.options));
+                let dev = dev.map_err(threads)?;
+                let rings = (transport == Transport::Uring).then(|| {
+                    started(&self.uring, || uring::Rings::start(&self.options, dev.shared()))
+                });
+                let rings = rings.transpose().map_err(threads)?;
+                dev.serve(filesystem, path, options, place, rings.as_deref())?
             }
             (Transport::Fuse3, _) => {
                 let started = started(&self.fuse3, || fuse3::Threads::start(&self.options));

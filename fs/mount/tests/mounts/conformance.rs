@@ -10,12 +10,12 @@ use spanfs_cache::Content;
 use spanfs_layer::{Kind, Tree};
 use spanfs_mount::filesystem::Open;
 use spanfs_mount::overlay::{OverlayOptions, Upper};
-use spanfs_mount::transport::{Privilege, Transport};
+use spanfs_mount::transport::{CAPABILITIES, Privilege, Transport};
 use spanfs_mount::{Busy, Ended, Mount, Mounter, MounterOptions, Parts, Shown};
 
 use crate::content::{Fate, Handle, Steered};
 use crate::layers::{Maker, Snapshot, rich};
-use crate::scratch::{Scratch, may_mount};
+use crate::scratch::{Scratch, has, may_mount};
 use crate::snapshot;
 
 /// A way to show layers.
@@ -26,16 +26,30 @@ pub(crate) enum Road {
     Inode(Privilege, Transport),
 }
 
-pub(crate) const ROADS: [Road; 6] = [
+pub(crate) const ROADS: [Road; 8] = [
     Road::Direct,
     Road::OverFuse(Parts::Hidden, Transport::Dev),
+    Road::OverFuse(Parts::Hidden, Transport::Uring),
     Road::OverFuse(Parts::Visible, Transport::Fuse3),
     Road::Inode(Privilege::Root, Transport::Dev),
+    Road::Inode(Privilege::Root, Transport::Uring),
     Road::Inode(Privilege::Root, Transport::Fuse3),
     Road::Inode(Privilege::User, Transport::Fuse3),
 ];
 
+/// Those that this machine has.
+pub(crate) fn roads() -> impl Iterator<Item = Road> {
+    ROADS.into_iter().filter(|road| road.is_there())
+}
+
 impl Road {
+    pub(crate) fn is_there(self) -> bool {
+        match self {
+            Self::Direct => true,
+            Self::OverFuse(_, transport) | Self::Inode(_, transport) => has(transport),
+        }
+    }
+
     pub(crate) fn set(self, options: &mut MounterOptions) {
         match self {
             Self::Direct => {}
@@ -91,7 +105,7 @@ fn a_layer_looks_the_same_on_every_road() {
         return;
     }
     let maker = rich();
-    for road in ROADS {
+    for road in roads() {
         let scratch = Scratch::new();
         let mounter = mounter(&scratch, road);
         let at = scratch.directory("at");
@@ -116,13 +130,41 @@ fn a_layer_looks_the_same_on_every_road() {
     }
 }
 
+/// A stand-in for kernels that lack one thing or another: it is not taken although it is offered.
+#[test]
+fn a_layer_looks_the_same_without_each_capability_of_the_kernel() {
+    if !may_mount("capabilities") {
+        return;
+    }
+    let maker = rich();
+    let single = (0..u64::BITS).map(|bit| 1 << bit).filter(|flag| CAPABILITIES & flag != 0);
+    let missing: Vec<u64> = single.chain([CAPABILITIES]).collect();
+    let own = [Transport::Dev, Transport::Uring].into_iter().filter(|it| has(*it));
+    for (transport, missing) in own.flat_map(|it| missing.iter().map(move |&flags| (it, flags))) {
+        for road in
+            [Road::OverFuse(Parts::Hidden, transport), Road::Inode(Privilege::Root, transport)]
+        {
+            let scratch = Scratch::new();
+            let mut options = MounterOptions::new(scratch.path().join("state"));
+            road.set(&mut options);
+            options.capabilities &= !missing;
+            let mounter = Mounter::new(options).unwrap();
+            let at = scratch.directory("at");
+            let (mount, _content) = mount(&mounter, &maker, road, &scratch, &at);
+            let what = format!("{road:?} without {missing:#x}");
+            snapshot::assert_same(&snapshot::of(&at), &maker.model, &what);
+            finish(mount, &scratch);
+        }
+    }
+}
+
 #[test]
 fn inode_numbers_are_stable() {
     if !may_mount("inode_numbers") {
         return;
     }
     let maker = rich();
-    for road in ROADS {
+    for road in roads() {
         let numbers = [(); 2].map(|()| {
             let scratch = Scratch::new();
             let mounter = mounter(&scratch, road);
@@ -150,7 +192,7 @@ fn single_layers_show_whiteouts_as_overlayfs_wants_them() {
     let mut maker = Maker::default();
     maker.directory("kept", 0o755).whiteout("kept/.wh.gone").directory("opaque", 0o755);
     maker.whiteout("opaque/.wh..wh..opq").file("opaque/new", 0o644, vec![1; 600]);
-    for road in ROADS {
+    for road in roads() {
         let scratch = Scratch::new();
         let mounter = mounter(&scratch, road);
         let at = scratch.directory("at");
@@ -175,7 +217,7 @@ fn sparse_files_read_zeros_between_their_runs() {
         .sparse("aligned", 1 << 20, &[(0, 4096), (65_536, 512)])
         .sparse("odd", 300_001, &[(1, 700), (5000, 3), (299_000, 1001)])
         .sparse("hole", 70_000, &[]);
-    for road in ROADS {
+    for road in roads() {
         let scratch = Scratch::new();
         let mounter = mounter(&scratch, road);
         let at = scratch.directory("at");
@@ -217,7 +259,7 @@ fn an_image_looks_the_same_stacked_and_merged() {
         return;
     }
     let (makers, model) = stack();
-    for road in ROADS {
+    for road in roads() {
         let scratch = Scratch::new();
         let mounter = mounter(&scratch, road);
         let at = scratch.directory("at");

@@ -122,7 +122,7 @@ fn a_killed_servers_mounts_fail_at_once_and_are_recovered() {
     if !may_mount("killed_server") {
         return;
     }
-    for (number, road) in ROADS.into_iter().enumerate() {
+    for (number, road) in ROADS.into_iter().enumerate().filter(|(_, road)| road.is_there()) {
         let scratch = Scratch::new();
         let at = scratch.directory("at");
         let mut child = Command::new(std::env::current_exe().unwrap())

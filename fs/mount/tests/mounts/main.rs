@@ -3,9 +3,9 @@
 mod conformance;
 mod content;
 mod files;
+mod fio;
 mod layers;
 mod life;
-mod measure;
 mod model;
 mod one_file;
 mod probe;

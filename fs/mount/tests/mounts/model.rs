@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use crate::conformance::{PATIENCE, ROADS, mount, mounter};
+use crate::conformance::{PATIENCE, mount, mounter, roads};
 use crate::layers::{Maker, Seen};
 use crate::scratch::{Scratch, may_mount};
 use crate::snapshot;
@@ -108,7 +108,7 @@ fn random_operations_agree_with_the_model() {
         return;
     }
     for seed in [0x5eed_0001, 0xdead_beef] {
-        for road in ROADS {
+        for road in roads() {
             eprintln!("seed {seed:#x}, {road:?}");
             let random = &mut Random(seed);
             let maker = generate(random);

@@ -11,25 +11,28 @@ use spanfs_mount::filesystem::Open;
 use spanfs_mount::front::one_file::{FILE_NAME, OneFile};
 use spanfs_mount::mountinfo;
 use spanfs_mount::transport::{
-    FuseOptions, Privilege, ServeError, Server, ServerOptions, Session, Transport,
+    CAPABILITIES, FuseOptions, Privilege, ServeError, Server, ServerOptions, Session, Transport,
 };
 
 use crate::content::{Fate, Handle, Steered, noise};
-use crate::scratch::{Scratch, may_mount};
+use crate::scratch::{Scratch, has, may_mount};
 
 fn fuse_options(privilege: Privilege, transport: Transport) -> FuseOptions {
     FuseOptions {
         privilege,
         transport,
         allow_other: privilege == Privilege::Root,
+        capabilities: CAPABILITIES,
         source: "soci".into(),
         subtype: "rawBridge".into(),
         read_ahead_kib: None,
     }
 }
 
-/// Those that root may take.
-const BOTH: [Transport; 2] = [Transport::Dev, Transport::Fuse3];
+/// Those that root may take on this machine.
+fn transports() -> impl Iterator<Item = Transport> {
+    [Transport::Dev, Transport::Uring, Transport::Fuse3].into_iter().filter(|it| has(*it))
+}
 
 fn serve(
     server: &Server,
@@ -57,9 +60,13 @@ fn every_byte_arrives_whoever_mounts_and_however_opened() {
     let bytes = noise(3 << 20 | 512, 7);
     for (privilege, transport) in [
         (Privilege::Root, Transport::Dev),
+        (Privilege::Root, Transport::Uring),
         (Privilege::Root, Transport::Fuse3),
         (Privilege::User, Transport::Fuse3),
-    ] {
+    ]
+    .into_iter()
+    .filter(|(_, transport)| has(*transport))
+    {
         for open in [Open::Stateless, Open::Direct] {
             let scratch = Scratch::new();
             let server = server(PATIENCE);
@@ -94,7 +101,7 @@ fn failed_and_false_fills_are_eio_and_a_later_read_tries_again() {
     if !may_mount("failed_fills") {
         return;
     }
-    for transport in BOTH {
+    for transport in transports() {
         let scratch = Scratch::new();
         let server = server(PATIENCE);
         let bytes = noise(1 << 20, 3);
@@ -117,7 +124,7 @@ fn reads_that_wait_do_not_keep_hits_from_being_answered() {
     if !may_mount("reads_that_wait") {
         return;
     }
-    for transport in BOTH {
+    for transport in transports() {
         let scratch = Scratch::new();
         let server = server(PATIENCE);
         let bytes = noise(8 << 20, 5);
@@ -165,7 +172,7 @@ fn a_read_that_nobody_answers_ends_at_its_deadline() {
     if !may_mount("read_deadline") {
         return;
     }
-    for transport in BOTH {
+    for transport in transports() {
         let scratch = Scratch::new();
         let server = server(Duration::from_millis(200));
         let content = Steered::new(noise(1 << 20, 9), Fate::Hold);
@@ -182,7 +189,7 @@ fn a_reader_killed_in_a_read_leaves_a_working_mount() {
     if !may_mount("killed_reader") {
         return;
     }
-    for transport in BOTH {
+    for transport in transports() {
         let scratch = Scratch::new();
         let server = server(PATIENCE);
         let bytes = noise(1 << 20, 11);
@@ -212,7 +219,7 @@ fn an_abort_frees_waiting_readers() {
     if !may_mount("abort") {
         return;
     }
-    for transport in BOTH {
+    for transport in transports() {
         let scratch = Scratch::new();
         let server = server(Duration::from_secs(600));
         let content = Steered::new(noise(1 << 20, 13), Fate::Hold);
@@ -234,7 +241,7 @@ fn the_limit_of_mounts_is_kept_and_a_place_comes_back() {
     if !may_mount("mounts_max") {
         return;
     }
-    for transport in BOTH {
+    for transport in transports() {
         let scratch = Scratch::new();
         let server = Server::new(ServerOptions { mounts_max: 1, ..ServerOptions::default() });
         let content = Steered::new(noise(512, 1), Fate::Late);

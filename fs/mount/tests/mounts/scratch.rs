@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use rustix::mount::UnmountFlags;
-use spanfs_mount::mountinfo;
+use spanfs_mount::transport::Transport;
+use spanfs_mount::{mountinfo, probe};
 
 /// A directory that is gone afterwards with every mount below it, also when the test fails.
 pub(crate) struct Scratch(PathBuf);
@@ -50,7 +51,28 @@ pub(crate) fn may_mount(test: &str) -> bool {
         return true;
     }
     let missing = if is_root { "/dev/fuse" } else { "root" };
-    assert!(std::env::var_os("SPANFS_TEST_STRICT").is_none(), "{test} needs {missing}");
+    assert!(!is_strict(), "{test} needs {missing}");
     eprintln!("{test} skipped: it needs {missing}");
     false
+}
+
+/// Nothing may be skipped: `tests/run --strict`.
+fn is_strict() -> bool {
+    std::env::var("SPANFS_TEST_STRICT").as_deref() == Ok("1")
+}
+
+/// True if this machine has the transport; FUSE over io_uring is switched on where it is off.
+pub(crate) fn has(transport: Transport) -> bool {
+    if transport != Transport::Uring {
+        return true;
+    }
+    let _refused = probe::enable_uring(); // What counts is what is found now.
+    match probe::uring() {
+        Ok(()) => true,
+        Err(why) => {
+            assert!(!is_strict(), "no uring: {why}");
+            eprintln!("uring left out: {why}");
+            false
+        }
+    }
 }

@@ -1,29 +1,38 @@
 //! Reads that wait for their bytes: no thread, no buffer, a number and a deadline.
 
 use std::collections::BTreeMap;
-use std::sync::Weak;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::mounted::Mounted;
 use crate::filesystem::Ino;
+use crate::transport::uring::Late;
 
 /// A read that waits.
 #[derive(Clone)]
-pub(super) struct Miss {
-    pub(super) mount: Weak<Mounted>,
+pub(crate) struct Miss {
+    pub(crate) mount: Weak<Mounted>,
+    pub(crate) via: Via,
     /// Of its request.
-    pub(super) unique: u64,
-    pub(super) ino: Ino,
-    pub(super) offset: u64,
-    pub(super) len: usize,
+    pub(crate) unique: u64,
+    pub(crate) ino: Ino,
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
+}
+
+/// How a request came: its reply goes the same way.
+#[derive(Clone)]
+pub(crate) enum Via {
+    Device,
+    Ring(Arc<Late>),
 }
 
 /// Names a miss; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct MissId(u64);
+pub(crate) struct MissId(u64);
 
 struct Waiting {
     miss: Miss,
@@ -115,7 +124,7 @@ mod tests {
     use super::*;
 
     fn miss(unique: u64) -> Miss {
-        Miss { mount: Weak::new(), unique, ino: Ino(2), offset: 0, len: 1 }
+        Miss { mount: Weak::new(), via: Via::Device, unique, ino: Ino(2), offset: 0, len: 1 }
     }
 
     #[test]

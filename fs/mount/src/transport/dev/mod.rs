@@ -17,13 +17,17 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::MountAttrFlags;
 
-use self::mounted::{Mounted, Pace};
-use self::serve::Shared;
+pub(super) use self::misses::{Miss, Via};
+pub(super) use self::mounted::Mounted;
+use self::mounted::Pace;
+pub(super) use self::serve::{Shared, Ticket};
 use super::connection::Connection;
-use super::options::{FuseOptions, READ_LEN_MAX, ServerOptions, Transport};
-use super::protocol::init;
+use super::options::{FuseOptions, READ_LEN_MAX, ServerOptions};
+use super::protocol::abi::init_flag;
+use super::protocol::init::TooOld;
 use super::server::{Place, ServeError};
 use super::session::{End, Session};
+use super::uring::Rings;
 use crate::filesystem::Filesystem;
 use crate::kernel_mount::{Context, KernelMountError};
 
@@ -44,13 +48,20 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Mount at `mount_point`, a canonical path. Nobody sees the mount before it is served.
+    /// What the threads share.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Mount at `mount_point`, a canonical path, with requests by `rings` if they are given. Nobody
+    /// sees the mount before it is served.
     pub(super) fn serve(
         &self,
         filesystem: Arc<dyn Filesystem>,
         mount_point: PathBuf,
         options: &FuseOptions,
         place: Place,
+        rings: Option<&Rings>,
     ) -> Result<Session, ServeError> {
         let failed = |attempt, source| ServeError::Mount {
             mount_point: mount_point.clone(),
@@ -64,20 +75,22 @@ impl Threads {
         context.create()?;
         let (sender, greeting) = mpsc::sync_channel(1);
         let end = Arc::new(End::default());
-        let mounted = Mounted {
+        let by_rings = rings.map_or(0, |_| init_flag::OVER_IO_URING | init_flag::INIT_EXT);
+        let mounted = Arc::new(Mounted {
             device,
             filesystem,
+            wanted: options.capabilities | by_rings,
             mount_point: mount_point.clone(),
             end: Arc::clone(&end),
             pace: Pace::default(),
             greeting: Mutex::new(Some(sender)),
             _place: Some(place),
-        };
-        let number = self.shared.add(Arc::new(mounted));
+        });
+        let number = self.shared.add(Arc::clone(&mounted));
         let number = number.map_err(|error| failed("wait for requests", error.into()))?;
-        match self.show(&context, &greeting, &mount_point) {
+        match self.show(&context, &greeting, &mounted, rings) {
             Ok(connection) => {
-                let (privilege, transport) = (options.privilege, Transport::Dev);
+                let (privilege, transport) = (options.privilege, options.transport);
                 Ok(Session { mount_point, privilege, transport, connection, end })
             }
             Err(error) => {
@@ -91,21 +104,25 @@ impl Threads {
     fn show(
         &self,
         context: &Context,
-        greeting: &mpsc::Receiver<Result<(), init::TooOld>>,
-        mount_point: &Path,
+        greeting: &mpsc::Receiver<Result<u64, TooOld>>,
+        mounted: &Arc<Mounted>,
+        rings: Option<&Rings>,
     ) -> Result<Connection, ServeError> {
-        let failed = |attempt, source| ServeError::Mount {
-            mount_point: mount_point.to_owned(),
-            attempt,
-            source,
-        };
+        let path = || mounted.mount_point.clone();
+        let failed = |attempt, source| ServeError::Mount { mount_point: path(), attempt, source };
         let patience = self.options.mount_deadline;
-        match greeting.recv_timeout(patience) {
-            Ok(Ok(())) => {}
+        let flags = match greeting.recv_timeout(patience) {
+            Ok(Ok(flags)) => flags,
             Ok(Err(too_old)) => {
                 return Err(failed("agree on a protocol", io::Error::other(too_old)));
             }
-            Err(_) => return Err(ServeError::NotReady(mount_point.to_owned(), patience)),
+            Err(_) => return Err(ServeError::NotReady(path(), patience)),
+        };
+        if let Some(rings) = rings {
+            if flags & init_flag::OVER_IO_URING == 0 {
+                return Err(ServeError::NoRings(path()));
+            }
+            rings.attach(mounted, patience).map_err(|error| failed("attach its rings", error))?;
         }
         let mount = context.detached(MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         let connection =

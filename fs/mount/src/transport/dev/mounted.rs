@@ -1,6 +1,6 @@
 //! One mount as the threads see it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -17,27 +17,29 @@ use crate::transport::session::End;
 
 /// A connection with what answers on it. Dropping the last reference closes the device, and with
 /// it, unless somebody else holds it too, the connection.
-pub(super) struct Mounted {
-    pub(super) device: OwnedFd,
-    pub(super) filesystem: Arc<dyn Filesystem>,
+pub(crate) struct Mounted {
+    pub(crate) device: OwnedFd,
+    pub(crate) filesystem: Arc<dyn Filesystem>,
+    /// Flags of INIT that are taken when they are offered.
+    pub(crate) wanted: u64,
     /// For the log.
-    pub(super) mount_point: PathBuf,
-    pub(super) end: Arc<End>,
-    pub(super) pace: Pace,
-    /// Told once the kernel was greeted.
-    pub(super) greeting: Mutex<Option<mpsc::SyncSender<Result<(), TooOld>>>>,
-    pub(super) _place: Option<Place>,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) end: Arc<End>,
+    pub(crate) pace: Pace,
+    /// Told once the kernel was greeted, with the flags that are in force.
+    pub(crate) greeting: Mutex<Option<mpsc::SyncSender<Result<u64, TooOld>>>>,
+    pub(crate) _place: Option<Place>,
 }
 
 impl Mounted {
-    pub(super) fn greeted(&self, outcome: Result<(), TooOld>) {
+    pub(crate) fn greeted(&self, outcome: Result<u64, TooOld>) {
         if let Some(sender) = self.greeting.lock().take() {
             let _gone = sender.send(outcome); // The mounter's deadline may have passed.
         }
     }
 
     /// What became of a reply.
-    pub(super) fn note(&self, unique: u64, outcome: rustix::io::Result<()>) {
+    pub(crate) fn note(&self, unique: u64, outcome: rustix::io::Result<()>) {
         match outcome {
             // The last three: nobody waits for it any more, or the whole connection is gone.
             Ok(()) | Err(Code::NOENT | Code::NODEV | Code::PERM) => {}
@@ -49,6 +51,12 @@ impl Mounted {
     }
 }
 
+impl AsFd for Mounted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.end.come();
@@ -57,7 +65,7 @@ impl Drop for Mounted {
 
 /// How long reads take here: as long as a copy, or as long as a disk.
 #[derive(Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// The last small read was as fast as memory; not so before the first.
     was_fast: AtomicBool,
 }
@@ -69,7 +77,7 @@ const READ_SLOW: Duration = Duration::from_micros(200);
 
 impl Pace {
     /// True if others should not wait for this one.
-    pub(super) fn is_slow(&self, operation: &Operation<'_>) -> bool {
+    pub(crate) fn is_slow(&self, operation: &Operation<'_>) -> bool {
         match *operation {
             Operation::Read { len, .. } => {
                 len > READ_LEN_SMALL || !self.was_fast.load(Ordering::Relaxed)
@@ -79,7 +87,7 @@ impl Pace {
     }
 
     /// One took so long.
-    pub(super) fn note(&self, operation: &Operation<'_>, took: Duration) {
+    pub(crate) fn note(&self, operation: &Operation<'_>, took: Duration) {
         if matches!(*operation, Operation::Read { len, .. } if len <= READ_LEN_SMALL) {
             let is_fast = took < READ_SLOW;
             if self.was_fast.load(Ordering::Relaxed) != is_fast {

@@ -18,14 +18,14 @@ use rustix::event::{EventfdFlags, Timespec, epoll};
 use rustix::io::Errno as Code;
 
 use super::buffer::{Buffer, Spares, send_code};
-use super::misses::{Miss, MissId, Misses};
+use super::misses::{Miss, MissId, Misses, Via};
 use super::mounted::Mounted;
 use crate::Errno;
 use crate::transport::ServerOptions;
 use crate::transport::protocol::abi;
 use crate::transport::protocol::answer::{Answer, answer, read};
 use crate::transport::protocol::init::Negotiated;
-use crate::transport::protocol::request::{Malformed, Request};
+use crate::transport::protocol::request::{Malformed, Operation, Request};
 
 /// Room for a request: the kernel wants [`abi::READ_BUFFER_LEN_MIN`], forgets come in greater lots.
 const REQUEST_LEN_MAX: usize = 8 * abi::READ_BUFFER_LEN_MIN;
@@ -37,7 +37,7 @@ const FILL_COUNT_MAX: u32 = 4;
 const STOP: u64 = u64::MAX;
 
 /// What all threads share.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     epoll: OwnedFd,
     stop: OwnedFd,
     mounts: RwLock<HashMap<u64, Arc<Mounted>>>,
@@ -101,7 +101,7 @@ impl Shared {
         loop {
             self.expire();
             events.clear();
-            let timeout = self.misses.next_deadline().map(until);
+            let timeout = self.next_deadline().map(until);
             match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Code::INTR) => {}
                 Err(error) => {
@@ -174,8 +174,9 @@ impl Shared {
             self.let_in(number, mounted);
         }
         let start = Instant::now();
-        let (filesystem, reply) = (&*mounted.filesystem, &mut hands.reply);
-        let outcome = catch_unwind(AssertUnwindSafe(|| answer(filesystem, &request, reply.body())));
+        let (filesystem, wanted) = (&*mounted.filesystem, mounted.wanted);
+        let body = hands.reply.body();
+        let outcome = catch_unwind(AssertUnwindSafe(|| answer(filesystem, wanted, &request, body)));
         mounted.pace.note(&request.operation, start.elapsed());
         match outcome {
             Ok(Answer::Body(len)) => {
@@ -184,13 +185,15 @@ impl Shared {
             Ok(Answer::Code(number)) => code(number),
             Ok(Answer::Silence) => {}
             Ok(Answer::Missing { ino, offset, len }) => {
-                let mount = Arc::downgrade(mounted);
-                self.park(Miss { mount, unique, ino, offset, len }, mounted);
+                let (mount, via) = (Arc::downgrade(mounted), Via::Device);
+                if let Some(id) = self.park(Miss { mount, via, unique, ino, offset, len }) {
+                    self.fill(id);
+                }
             }
             Ok(Answer::Greeting(len, agreed)) => {
                 mounted.note(unique, hands.reply.send(&mounted.device, unique, len));
-                if agreed == Negotiated::Agreed {
-                    mounted.greeted(Ok(()));
+                if let Negotiated::Agreed(flags) = agreed {
+                    mounted.greeted(Ok(flags));
                 }
             }
             Ok(Answer::Refusal(too_old)) => {
@@ -205,20 +208,32 @@ impl Shared {
         }
     }
 
-    fn park(self: &Arc<Self>, miss: Miss, mounted: &Mounted) {
-        let unique = miss.unique;
-        match self.misses.add(miss) {
-            Some(id) => self.fill(id),
-            None => {
+    /// Note a read that is not answered at once; if too many wait already, it fails.
+    pub(crate) fn park(&self, miss: Miss) -> Option<MissId> {
+        let spare = miss.clone();
+        let id = self.misses.add(miss);
+        if id.is_none() {
+            if let Some(mounted) = spare.mount.upgrade() {
                 let mount_point = mounted.mount_point.display();
                 tracing::error!("a read of {mount_point} fails: too many wait already");
-                let code = Errno::InputOutput.code();
-                mounted.note(unique, send_code(&mounted.device, unique, code));
             }
+            spare.fail(Errno::InputOutput);
         }
+        id
     }
 
-    fn fill(self: &Arc<Self>, id: MissId) {
+    /// The right to answer it.
+    pub(crate) fn ticket(self: &Arc<Self>, id: MissId) -> Ticket {
+        Ticket { shared: Arc::downgrade(self), id: Some(id) }
+    }
+
+    /// When somebody will have waited too long.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.misses.next_deadline()
+    }
+
+    /// Have its bytes brought, and answer it then.
+    pub(crate) fn fill(self: &Arc<Self>, id: MissId) {
         let Some((miss, count)) = self.misses.count_fill(id) else { return };
         let Some(mounted) = miss.mount.upgrade() else { return };
         let Miss { ino, offset, len, .. } = miss;
@@ -227,7 +242,7 @@ impl Shared {
             tracing::warn!(ino, offset, len, "range filled {FILL_COUNT_MAX} times, still absent");
             return self.fail(id, Errno::InputOutput);
         }
-        let ticket = Ticket { shared: Arc::downgrade(self), id: Some(id) };
+        let ticket = self.ticket(id);
         let reply = Box::new(move |result| ticket.arrived(result));
         let fill = || mounted.filesystem.fill(ino, offset, len as u64, reply);
         if catch_unwind(AssertUnwindSafe(fill)).is_err() {
@@ -243,16 +258,31 @@ impl Shared {
         }
         let Some(miss) = self.misses.get(id) else { return };
         let Some(mounted) = miss.mount.upgrade() else { return };
-        let outcome = self.spares.with(|buffer| {
-            let Miss { unique, ino, offset, len, .. } = miss;
-            let found = read(&*mounted.filesystem, ino, offset, len, buffer.body());
-            if let Ok(Answer::Body(count)) = found
-                && self.misses.remove(id).is_some()
-            {
-                mounted.note(unique, buffer.send(&mounted.device, unique, count));
+        let Miss { ref via, unique, ino, offset, len, .. } = miss;
+        let start = Instant::now();
+        let make = |body: &mut [u8]| read(&*mounted.filesystem, ino, offset, len, body);
+        let is_ours = || self.misses.remove(id).is_some();
+        let outcome = match via {
+            Via::Device => self.spares.with(|buffer| {
+                let found = make(buffer.body());
+                if let Ok(Answer::Body(count)) = found
+                    && is_ours()
+                {
+                    mounted.note(unique, buffer.send(&mounted.device, unique, count));
+                }
+                found
+            }),
+            Via::Ring(late) => {
+                let Some(found) = late.with_payload(make) else { return };
+                if let Ok(Answer::Body(count)) = found
+                    && is_ours()
+                {
+                    late.reply(unique, 0, count);
+                }
+                found
             }
-            found
-        });
+        };
+        mounted.pace.note(&Operation::Read { offset, len: len as u32 }, start.elapsed());
         match outcome {
             Ok(Answer::Body(_)) => {}
             Ok(_) => self.fill(id),
@@ -267,7 +297,7 @@ impl Shared {
     }
 
     /// Answer those that have waited too long. Whoever notes a miss sleeps no longer than it waits.
-    fn expire(&self) {
+    pub(crate) fn expire(&self) {
         while let Some(miss) = self.misses.pop_expired(Instant::now()) {
             let (ino, offset, len) = (miss.ino.0, miss.offset, miss.len);
             tracing::warn!(ino, offset, len, "a read fails: no bytes within its deadline");
@@ -278,8 +308,12 @@ impl Shared {
 
 impl Miss {
     fn fail(&self, errno: Errno) {
-        if let Some(mounted) = self.mount.upgrade() {
-            mounted.note(self.unique, send_code(&mounted.device, self.unique, errno.code()));
+        match (&self.via, self.mount.upgrade()) {
+            (Via::Ring(late), _) => late.reply(self.unique, errno.code(), 0),
+            (Via::Device, Some(mounted)) => {
+                mounted.note(self.unique, send_code(&mounted.device, self.unique, errno.code()));
+            }
+            (Via::Device, None) => {}
         }
     }
 }
@@ -291,13 +325,14 @@ struct Hands {
 }
 
 /// The right to answer one miss once.
-struct Ticket {
+pub(crate) struct Ticket {
     shared: Weak<Shared>,
     id: Option<MissId>,
 }
 
 impl Ticket {
-    fn arrived(mut self, result: Result<(), Errno>) {
+    /// Its bytes are there, or can't be had.
+    pub(crate) fn arrived(mut self, result: Result<(), Errno>) {
         if let (Some(shared), Some(id)) = (self.shared.upgrade(), self.id) {
             shared.arrived(id, result);
             self.id = None; // Not before: should that panic, `drop` answers.

@@ -1,11 +1,11 @@
-//! Numbers of `linux/fuse.h`, protocol 7.38; tests compare them with the header itself.
+//! Numbers of `linux/fuse.h`, protocol 7.42; tests compare them with the header itself.
 //!
 //! All fields are in the machine's byte order. `_AT` is an offset in bytes, `_LEN` a length.
 
 /// `FUSE_KERNEL_VERSION`.
 pub(crate) const MAJOR: u32 = 7;
 /// `FUSE_KERNEL_MINOR_VERSION` that this code was written for.
-pub(crate) const MINOR: u32 = 38;
+pub(crate) const MINOR: u32 = 42;
 /// Older kernels have shorter structures (`FUSE_COMPAT_*`); this one is Linux 4.20's, the first
 /// with `max_pages`.
 pub(crate) const MINOR_MIN: u32 = 28;
@@ -20,6 +20,7 @@ pub(crate) const INIT_MAJOR_AT: usize = 0;
 pub(crate) const INIT_MINOR_AT: usize = 4;
 pub(crate) const INIT_READ_AHEAD_AT: usize = 8;
 pub(crate) const INIT_FLAGS_AT: usize = 12;
+pub(crate) const INIT_FLAGS2_AT: usize = 16;
 
 pub(crate) const READ_IN_LEN: usize = 40;
 pub(crate) const READ_OFFSET_AT: usize = 8;
@@ -64,17 +65,20 @@ pub(crate) mod opcode {
     pub(crate) const READDIRPLUS: u32 = 44;
 }
 
-/// Flags of INIT.
+/// Flags of INIT; those from bit 32 on travel in `flags2`.
 pub(crate) mod init_flag {
-    pub(crate) const ASYNC_READ: u32 = 1 << 0;
-    pub(crate) const DO_READDIRPLUS: u32 = 1 << 13;
-    pub(crate) const READDIRPLUS_AUTO: u32 = 1 << 14;
-    pub(crate) const ASYNC_DIO: u32 = 1 << 15;
-    pub(crate) const NO_OPEN_SUPPORT: u32 = 1 << 17;
-    pub(crate) const PARALLEL_DIROPS: u32 = 1 << 18;
-    pub(crate) const MAX_PAGES: u32 = 1 << 22;
-    pub(crate) const CACHE_SYMLINKS: u32 = 1 << 23;
-    pub(crate) const NO_OPENDIR_SUPPORT: u32 = 1 << 24;
+    pub(crate) const ASYNC_READ: u64 = 1 << 0;
+    pub(crate) const DO_READDIRPLUS: u64 = 1 << 13;
+    pub(crate) const READDIRPLUS_AUTO: u64 = 1 << 14;
+    pub(crate) const ASYNC_DIO: u64 = 1 << 15;
+    pub(crate) const NO_OPEN_SUPPORT: u64 = 1 << 17;
+    pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub(crate) const MAX_PAGES: u64 = 1 << 22;
+    pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;
+    pub(crate) const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
+    /// There are more than 32 flags.
+    pub(crate) const INIT_EXT: u64 = 1 << 30;
+    pub(crate) const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// `FOPEN_DIRECT_IO`, a flag of an open's reply.

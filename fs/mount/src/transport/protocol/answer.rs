@@ -25,9 +25,10 @@ pub(crate) enum Answer {
     Refusal(TooOld),
 }
 
-/// Answer into `bytes`, [`READ_LEN_MAX`] of them.
+/// Answer into `bytes`, [`READ_LEN_MAX`] of them; of what the kernel offers, take what is `wanted`.
 pub(crate) fn answer(
     filesystem: &dyn Filesystem,
+    wanted: u64,
     request: &Request<'_>,
     bytes: &mut [u8],
 ) -> Answer {
@@ -35,7 +36,7 @@ pub(crate) fn answer(
     let outcome = match request.operation {
         Operation::Init(offer) => {
             let mut body = Body::new(bytes);
-            return match negotiate(offer, &mut body) {
+            return match negotiate(offer, wanted, &mut body) {
                 Ok(agreed) => Answer::Greeting(body.len(), agreed),
                 Err(too_old) => Answer::Refusal(too_old),
             };

@@ -5,8 +5,8 @@ use super::reply::{Body, Record};
 use super::request::InitIn;
 use crate::transport::READ_LEN_MAX;
 
-/// What a kernel without it lacks costs speed only: no open or readdir depends on a flag.
-const WANTED: u32 = init_flag::ASYNC_READ
+/// What we take of what is offered. A kernel without any of it lacks speed only.
+pub(crate) const WANTED: u64 = init_flag::ASYNC_READ
     | init_flag::DO_READDIRPLUS
     | init_flag::READDIRPLUS_AUTO
     | init_flag::ASYNC_DIO
@@ -14,7 +14,8 @@ const WANTED: u32 = init_flag::ASYNC_READ
     | init_flag::PARALLEL_DIROPS
     | init_flag::MAX_PAGES
     | init_flag::CACHE_SYMLINKS
-    | init_flag::NO_OPENDIR_SUPPORT;
+    | init_flag::NO_OPENDIR_SUPPORT
+    | init_flag::INIT_EXT;
 
 /// Requests of read-ahead that the kernel may have under way.
 const BACKGROUND_MAX: u16 = 64;
@@ -30,8 +31,8 @@ const PAGES_MAX: u16 = (READ_LEN_MAX / PAGE_LEN) as u16;
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Negotiated {
-    /// Requests will follow.
-    Agreed,
+    /// Requests will follow, with these flags in force.
+    Agreed(u64),
     /// The kernel speaks a newer major version and asks again.
     AskedAgain,
 }
@@ -44,8 +45,12 @@ pub(crate) struct TooOld {
     minor: u32,
 }
 
-/// Answer INIT into `body`, which has room for it.
-pub(crate) fn negotiate(offer: InitIn, body: &mut Body<'_>) -> Result<Negotiated, TooOld> {
+/// Answer INIT into `body`, which has room for it, taking no other flags than those of `wanted`.
+pub(crate) fn negotiate(
+    offer: InitIn,
+    wanted: u64,
+    body: &mut Body<'_>,
+) -> Result<Negotiated, TooOld> {
     let InitIn { major, minor, read_ahead_max, flags } = offer;
     if major < abi::MAJOR || major == abi::MAJOR && minor < abi::MINOR_MIN {
         return Err(TooOld { major, minor });
@@ -57,25 +62,31 @@ pub(crate) fn negotiate(offer: InitIn, body: &mut Body<'_>) -> Result<Negotiated
         body.put(short).ok_or(TooOld { major, minor })?;
         return Ok(Negotiated::AskedAgain);
     }
-    out.u32(read_ahead_max).u32(flags & WANTED);
+    let mut taken = flags & wanted;
+    if taken & init_flag::INIT_EXT == 0 {
+        taken &= u64::from(u32::MAX);
+    }
+    out.u32(read_ahead_max).u32(taken as u32);
     out.u16(BACKGROUND_MAX).u16(CONGESTION).u32(WRITE_LEN_MAX).u32(TIME_GRANULARITY);
-    out.u16(PAGES_MAX);
+    out.u16(PAGES_MAX).u16(0).u32((taken >> 32) as u32);
     body.put(&out.bytes).ok_or(TooOld { major, minor })?;
-    Ok(Negotiated::Agreed)
+    Ok(Negotiated::Agreed(taken))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn offer(major: u32, minor: u32, flags: u32) -> InitIn {
+    fn offer(major: u32, minor: u32, flags: u64) -> InitIn {
         InitIn { major, minor, read_ahead_max: 131_072, flags }
     }
+
+    const ASKED: u64 = WANTED | init_flag::OVER_IO_URING;
 
     fn check(offer: InitIn, expected: Result<(Negotiated, usize), TooOld>) -> Vec<u8> {
         let mut bytes = [0; 100];
         let mut body = Body::new(&mut bytes);
-        let outcome = negotiate(offer, &mut body);
+        let outcome = negotiate(offer, ASKED, &mut body);
         let len = body.len();
         assert_eq!(outcome.map(|outcome| (outcome, len)), expected, "{offer:?}");
         bytes[..len].to_vec()
@@ -85,23 +96,31 @@ mod tests {
     fn versions_are_agreed_on_or_refused() {
         use Negotiated::{Agreed, AskedAgain};
         for (major, minor, expected) in [
-            (7, 45, Ok((Agreed, 64))),
-            (7, 28, Ok((Agreed, 64))),
+            (7, 45, Ok((Agreed(ASKED), 64))),
+            (7, 28, Ok((Agreed(ASKED), 64))),
             (7, 27, Err(TooOld { major: 7, minor: 27 })),
             (6, 99, Err(TooOld { major: 6, minor: 99 })),
             (8, 0, Ok((AskedAgain, 8))),
         ] {
-            check(offer(major, minor, u32::MAX), expected);
+            check(offer(major, minor, u64::MAX), expected);
         }
     }
 
     #[test]
     fn nothing_is_taken_that_was_not_offered() {
-        for offered in [0, init_flag::ASYNC_READ, !init_flag::MAX_PAGES, u32::MAX] {
-            let bytes = check(offer(7, 31, offered), Ok((Negotiated::Agreed, 64)));
+        for offered in [0, init_flag::ASYNC_READ, !init_flag::MAX_PAGES, u64::MAX] {
+            let expected = Ok((Negotiated::Agreed(offered & ASKED), 64));
+            let bytes = check(offer(7, 31, offered), expected);
             let field = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
             assert_eq!((field(0), field(4), field(8)), (7, 31, 131_072));
-            assert_eq!(field(12), offered & WANTED);
+            let found = u64::from(field(12)) | u64::from(field(32)) << 32;
+            assert_eq!(found, offered & ASKED);
         }
+    }
+
+    #[test]
+    fn high_flags_need_the_extension() {
+        let expected = Ok((Negotiated::Agreed(init_flag::ASYNC_READ), 64));
+        check(offer(7, 45, init_flag::ASYNC_READ | init_flag::OVER_IO_URING), expected);
     }
 }

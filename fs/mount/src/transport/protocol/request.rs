@@ -1,6 +1,6 @@
 //! Requests of the kernel: bytes in, meaning out. Pure.
 
-use super::abi::{self, opcode};
+use super::abi::{self, init_flag, opcode};
 
 /// One request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub(crate) struct InitIn {
     pub(crate) minor: u32,
     /// In bytes.
     pub(crate) read_ahead_max: u32,
-    pub(crate) flags: u32,
+    pub(crate) flags: u64,
 }
 
 /// Bytes that are no request.
@@ -135,11 +135,15 @@ impl<'a> Operation<'a> {
 impl InitIn {
     fn parse(body: &[u8]) -> Option<Self> {
         let body = Fields(body);
+        let mut flags = u64::from(body.u32(abi::INIT_FLAGS_AT)?);
+        if flags & init_flag::INIT_EXT != 0 {
+            flags |= u64::from(body.u32(abi::INIT_FLAGS2_AT)?) << 32;
+        }
         Some(Self {
             major: body.u32(abi::INIT_MAJOR_AT)?,
             minor: body.u32(abi::INIT_MINOR_AT)?,
             read_ahead_max: body.u32(abi::INIT_READ_AHEAD_AT)?,
-            flags: body.u32(abi::INIT_FLAGS_AT)?,
+            flags,
         })
     }
 }

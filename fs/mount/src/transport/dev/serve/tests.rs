@@ -9,6 +9,7 @@ use super::*;
 use crate::transport::dev::mounted::Pace;
 use crate::transport::protocol::abi::opcode;
 use crate::transport::protocol::answer::tests::{BAD, LATE_BAD, SLOW, Toy};
+use crate::transport::protocol::init::WANTED;
 use crate::transport::protocol::request::tests::{init_body, message, window_body};
 use crate::transport::session::End;
 
@@ -34,6 +35,7 @@ impl Kernel {
         let mounted = Mounted {
             device,
             filesystem: Arc::clone(&toy) as Arc<dyn crate::filesystem::Filesystem>,
+            wanted: WANTED,
             mount_point: "/stand-in".into(),
             end: Arc::clone(&end),
             pace: Pace::default(),
@@ -98,7 +100,7 @@ const ENOSYS: i32 = 38;
 #[test]
 fn nonsense_is_answered_as_far_as_it_can_be_and_the_rest_goes_on() {
     let kernel = Kernel::start(&ServerOptions::default());
-    let (unique, code, body) = kernel.ask(opcode::INIT, 1, 0, &init_body(7, 45, u32::MAX));
+    let (unique, code, body) = kernel.ask(opcode::INIT, 1, 0, &init_body(7, 45, u64::MAX));
     assert_eq!((unique, code, body.len()), (1, 0, 64));
     for len in [1, 39] {
         kernel.send(&message(opcode::STATFS, 2, 1, &[])[..len]);

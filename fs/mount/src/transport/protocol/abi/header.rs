@@ -127,6 +127,7 @@ fn lengths_and_offsets_are_the_headers() {
         ("fuse_init_in", "minor", super::INIT_MINOR_AT),
         ("fuse_init_in", "max_readahead", super::INIT_READ_AHEAD_AT),
         ("fuse_init_in", "flags", super::INIT_FLAGS_AT),
+        ("fuse_init_in", "flags2", super::INIT_FLAGS2_AT),
         ("fuse_read_in", "offset", super::READ_OFFSET_AT),
         ("fuse_read_in", "size", super::READ_SIZE_AT),
         ("fuse_getxattr_in", "size", super::GETXATTR_SIZE_AT),
@@ -162,6 +163,10 @@ fn numbers_are_the_headers() {
         ("FUSE_NOTIFY_REPLY", opcode::NOTIFY_REPLY),
         ("FUSE_BATCH_FORGET", opcode::BATCH_FORGET),
         ("FUSE_READDIRPLUS", opcode::READDIRPLUS),
+    ] {
+        assert_eq!(header.numbers.get(name), Some(&u64::from(expected)), "{name}");
+    }
+    for (name, expected) in [
         ("FUSE_ASYNC_READ", init_flag::ASYNC_READ),
         ("FUSE_DO_READDIRPLUS", init_flag::DO_READDIRPLUS),
         ("FUSE_READDIRPLUS_AUTO", init_flag::READDIRPLUS_AUTO),
@@ -171,7 +176,11 @@ fn numbers_are_the_headers() {
         ("FUSE_MAX_PAGES", init_flag::MAX_PAGES),
         ("FUSE_CACHE_SYMLINKS", init_flag::CACHE_SYMLINKS),
         ("FUSE_NO_OPENDIR_SUPPORT", init_flag::NO_OPENDIR_SUPPORT),
+        ("FUSE_INIT_EXT", init_flag::INIT_EXT),
     ] {
-        assert_eq!(header.numbers.get(name), Some(&u64::from(expected)), "{name}");
+        assert_eq!(header.numbers.get(name), Some(&expected), "{name}");
     }
+    // Of a later protocol than some installed headers know.
+    let found = header.numbers.get("FUSE_OVER_IO_URING");
+    assert!(found.is_none_or(|&found| found == init_flag::OVER_IO_URING));
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::filesystem::{Attributes, DirectoryEntry, FillReply, Statfs};
 use crate::transport::protocol::abi::opcode;
+use crate::transport::protocol::init::WANTED;
 use crate::transport::protocol::reply::tests::attributes;
 use crate::transport::protocol::request::tests::{init_body, message, window_body};
 
@@ -101,7 +102,7 @@ impl Filesystem for Toy {
 fn ask(toy: &Toy, opcode: u32, node: u64, body: &[u8]) -> (Answer, Vec<u8>) {
     let message = message(opcode, 1, node, body);
     let mut bytes = vec![0; READ_LEN_MAX];
-    let found = answer(toy, &Request::parse(&message).unwrap(), &mut bytes);
+    let found = answer(toy, WANTED, &Request::parse(&message).unwrap(), &mut bytes);
     let len = if let Answer::Body(len) = found { len } else { 0 };
     bytes.truncate(len);
     (found, bytes)
@@ -139,8 +140,8 @@ fn each_request_has_its_answer() {
     check(opcode::GETXATTR, 2, b"\x04\0\0\0\0\0\0\0user.b\0", none);
     check(opcode::LISTXATTR, 2, b"\x07\0\0\0\0\0\0\0", Answer::Body(7));
     check(opcode::LISTXATTR, 2, b"\x06\0\0\0\0\0\0\0", Answer::Code(ERANGE));
-    let greeting = Answer::Greeting(64, Negotiated::Agreed);
-    check(opcode::INIT, 0, &init_body(7, 45, u32::MAX), greeting);
+    let greeting = Answer::Greeting(64, Negotiated::Agreed(WANTED));
+    check(opcode::INIT, 0, &init_body(7, 45, u64::MAX), greeting);
     assert!(matches!(
         ask(&Toy::default(), opcode::INIT, 0, &init_body(7, 9, 0)).0,
         Answer::Refusal(_)
@@ -194,7 +195,7 @@ proptest! {
         let message = message(opcode, 1, node, &body);
         let mut bytes = vec![0; READ_LEN_MAX];
         if let Ok(request) = Request::parse(&message) {
-            match (answer(&toy, &request, &mut bytes), request.operation) {
+            match (answer(&toy, WANTED, &request, &mut bytes), request.operation) {
                 (
                     Answer::Body(found),
                     Operation::Read { len: max, .. }

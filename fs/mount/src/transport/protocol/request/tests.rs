@@ -23,8 +23,9 @@ pub(crate) fn window_body(offset: u64, len: u32) -> Vec<u8> {
 }
 
 /// The body of INIT, as kernels from 5.17 send it.
-pub(crate) fn init_body(major: u32, minor: u32, flags: u32) -> Vec<u8> {
-    let mut body = [major, minor, 131_072, flags].map(u32::to_ne_bytes).concat();
+pub(crate) fn init_body(major: u32, minor: u32, flags: u64) -> Vec<u8> {
+    let (low, high) = (flags as u32, (flags >> 32) as u32);
+    let mut body = [major, minor, 131_072, low, high].map(u32::to_ne_bytes).concat();
     body.resize(64, 0);
     body
 }
@@ -50,7 +51,12 @@ fn requests_are_understood() {
     let (offset, len_max) = (1 << 40, 131_072);
     let init = InitIn { major: 7, minor: 45, read_ahead_max: 131_072, flags: 0xf0f0_f0f0 };
     check(opcode::INIT, &init_body(7, 45, 0xf0f0_f0f0), Some(Operation::Init(init)));
-    check(opcode::INIT, &init_body(7, 45, 0xf0f0_f0f0)[..16], Some(Operation::Init(init)));
+    let short = InitIn { flags: 0xb0f0_f0f0, ..init };
+    check(opcode::INIT, &init_body(7, 45, 0xb0f0_f0f0)[..16], Some(Operation::Init(short)));
+    let more = InitIn { flags: 0x123_f0f0_f0f0, ..init };
+    check(opcode::INIT, &init_body(7, 45, 0x123_f0f0_f0f0), Some(Operation::Init(more)));
+    let hidden = init_body(7, 45, 0x123_b0f0_f0f0);
+    check(opcode::INIT, &hidden, Some(Operation::Init(short)));
     check(opcode::LOOKUP, b"name\0", Some(Operation::Lookup { name: b"name" }));
     check(opcode::LOOKUP, b"\xff\xfe\0tail\0", Some(Operation::Lookup { name: b"\xff\xfe" }));
     check(opcode::GETATTR, &[0; 16], Some(Operation::GetAttr));
@@ -74,6 +80,7 @@ fn what_is_cut_short_is_refused() {
     check(opcode::LOOKUP, b"no zero byte", None);
     check(opcode::LOOKUP, b"", None);
     check(opcode::INIT, &init_body(7, 45, 0)[..15], None);
+    check(opcode::INIT, &init_body(7, 45, u64::MAX)[..19], None);
     check(opcode::READ, &window_body(0, 1)[..39], None);
     check(opcode::READDIR, &[], None);
     check(opcode::READDIRPLUS, &[0; 8], None);
