@@ -61,8 +61,8 @@ pub use plan::PlanOptions;
 pub use proxy::{ProxyError, ProxyOptions};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
-    OptionsError, RawManifest, Registry, RegistryError, RegistryLimits, RegistryOptions,
-    Repository, Upload,
+    OptionsError, PingError, Pong, REQUESTS, RawManifest, Registry, RegistryError, RegistryLimits,
+    RegistryOptions, Repository, Upload,
 };
 pub use retry::RetryOptions;
 pub use source::{

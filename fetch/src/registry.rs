@@ -7,6 +7,7 @@ pub(crate) mod answer;
 mod authorize;
 mod error;
 pub(crate) mod exchange;
+mod ping;
 mod pull;
 mod push;
 pub(crate) mod redirect;
@@ -21,6 +22,8 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method};
 
 pub use error::{Attempt, RegistryError};
+pub use exchange::REQUESTS;
+pub use ping::{PingError, Pong};
 pub use pull::RawManifest;
 pub use push::Upload;
 pub(crate) use push::subject;

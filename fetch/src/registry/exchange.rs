@@ -17,6 +17,9 @@ use super::{RegistryLimits, answer};
 use crate::content::Content;
 use crate::hosts::{Capability, Host, to_uri};
 
+/// Target of the events that tell of each request, its status or its failure.
+pub const REQUESTS: &str = "spanfs_fetch::requests";
+
 /// Slowest rate at which we go on sending, in bytes a second.
 const SEND_RATE_MIN: u64 = 32 << 10;
 
@@ -260,10 +263,29 @@ impl Exchanger {
         let pool = if own { &host.pool } else { &host.pool_elsewhere };
         let limit = self.limits.answer + Duration::from_secs(ask.content.len() / SEND_RATE_MIN);
         let at = Attempt { host: authority(url), ..at.clone() };
+        tracing::trace!(target: REQUESTS, method = ask.method.as_str(), url = %shown(url), "req");
         match tokio::time::timeout(limit, pool.request(request)).await {
-            Ok(Ok(response)) => Ok(response.into_parts()),
-            Ok(Err(error)) => Err(RegistryError::from_client(at, &error)),
-            Err(_) => Err(RegistryError::TimedOut { at, waited: limit }),
+            Ok(Ok(response)) => {
+                tracing::trace!(target: REQUESTS, status = %response.status(), "res");
+                Ok(response.into_parts())
+            }
+            Ok(Err(error)) => {
+                tracing::trace!(target: REQUESTS, %error, "err");
+                Err(RegistryError::from_client(at, &error))
+            }
+            Err(_) => {
+                tracing::trace!(target: REQUESTS, error = "no answer in time", "err");
+                Err(RegistryError::TimedOut { at, waited: limit })
+            }
         }
     }
+}
+
+/// A URL for the log: what stands in a query may be a signature, which is as good as a password.
+fn shown(url: &Url) -> String {
+    let mut shown = url.clone();
+    if shown.query().is_some() {
+        shown.set_query(Some("..."));
+    }
+    shown.into()
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use spanfs_layer::Digest;
 
+use crate::command::doctor::Release;
 use crate::quantity::{Bytes, Rate};
 
 const EXIT_CODES: &str = "\
@@ -59,6 +60,10 @@ pub(crate) enum Command {
     Cat(Cat),
     /// Say how the mounts of this machine are doing.
     Status(Status),
+    /// Look for what keeps containers from starting lazily on this machine, and say what to do.
+    Doctor(Doctor),
+    /// Say for each layer of an image how it comes to this node's containers, and why.
+    Why(Why),
     /// Show what spanfs is good for, on this machine, in a minute.
     Demo(Demo),
     /// Print shell completions.
@@ -250,6 +255,52 @@ pub(crate) struct Status {
     /// Only the mount in this directory.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) directory: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// Registries to ask: `HOST[:PORT]`, as in front of an image's name.
+    #[arg(value_name = "REGISTRY")]
+    pub(crate) registries: Vec<String>,
+    /// containerd's configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) containerd_config: PathBuf,
+    /// Release that the configuration is for, such as 2.1; that of the containerd on PATH unless given.
+    #[arg(long, value_name = "RELEASE")]
+    pub(crate) containerd_release: Option<Release>,
+    /// Name of the snapshotter in containerd's configuration.
+    #[arg(long, value_name = "NAME", default_value = "soci")]
+    pub(crate) snapshotter: String,
+    /// Where the snapshotter listens.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    #[arg(default_value = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock")]
+    pub(crate) socket: PathBuf,
+    /// The snapshotter's state directory.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/soci-snapshotter-grpc")]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) root: PathBuf,
+    /// Look at containerd's configuration alone.
+    #[arg(long, conflicts_with = "registries")]
+    pub(crate) config_only: bool,
+    /// First mend what containerd's configuration lacks; `FILE.spanfs` remembers how it was.
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Take the changes of --fix back, and do no more.
+    #[arg(long, conflicts_with = "fix")]
+    pub(crate) undo: bool,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Why {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// The snapshotter's state directory.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/soci-snapshotter-grpc")]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) root: PathBuf,
 }
 
 #[derive(Args, Debug)]

@@ -52,6 +52,8 @@ fn run(command: Command, output: &Output) -> Result<ExitCode, Failure> {
         Command::Index(arguments) => done(command::index::index(&arguments, output)),
         Command::Inspect(arguments) => done(command::inspect::inspect(&arguments, output)),
         Command::Cat(arguments) => done(command::cat::cat(&arguments, output)),
+        Command::Doctor(arguments) => command::doctor::doctor(&arguments, output),
+        Command::Why(arguments) => done(command::why::why(&arguments, output)),
         Command::Demo(arguments) => demo::demo(&arguments, output),
         Command::Umount(arguments) => done(command::umount::umount(&arguments, output)),
         Command::Run(arguments) => command::run::run(&arguments, output),

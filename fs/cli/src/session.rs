@@ -66,6 +66,11 @@ impl Reached {
 }
 
 fn images_options(reaching: &Reaching) -> ImagesOptions {
+    ImagesOptions { registry: registry_options(reaching), ..ImagesOptions::default() }
+}
+
+/// How registries are spoken to.
+pub(crate) fn registry_options(reaching: &Reaching) -> RegistryOptions {
     let given = reaching.login.clone().map(|login| CredentialSource::Given {
         host: None,
         login,
@@ -77,14 +82,13 @@ fn images_options(reaching: &Reaching) -> ImagesOptions {
         https: reaching.https_proxy.clone().map(Secret::new),
         no_proxy: reaching.no_proxy.clone(),
     };
-    let registry = RegistryOptions {
+    RegistryOptions {
         credentials: given.into_iter().chain(docker).collect(),
         hosts_dirs: reaching.hosts_dirs.clone(),
         plain_http: reaching.plain_http,
         proxies,
         ..RegistryOptions::default()
-    };
-    ImagesOptions { registry, ..ImagesOptions::default() }
+    }
 }
 
 /// An image whose layers are open.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use spanfs::image::decide::Parallel;
+
 use super::raw::{self, RawConfig};
 use super::{Fault, Faults};
 
@@ -153,6 +155,17 @@ pub struct PullModes {
     pub soci_v2: bool,
     /// Whole layers, several at once.
     pub parallel: Option<ParallelPull>,
+}
+
+impl PullModes {
+    /// When whole layers are fetched side by side.
+    pub fn parallel_mode(&self) -> Parallel {
+        match &self.parallel {
+            None => Parallel::Off,
+            Some(parallel) if parallel.is_fallback => Parallel::Fallback,
+            Some(_) => Parallel::Always,
+        }
+    }
 }
 
 /// Pulling whole layers. Limits of none are no limits.

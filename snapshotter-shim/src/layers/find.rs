@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use spanfs::image::decide::{self, Decision};
 use spanfs_layer::Digest;
 
 use super::Layers;
 use super::catalog::Known;
-use super::decide::{self, Decision};
 use super::request::Request;
 
 /// What becomes of a layer that was asked for.
@@ -61,7 +61,7 @@ impl Layers {
             size: layer.descriptor.size,
             lazy_len_min: self.lazy_len_min,
         };
-        match (decide::decide(&self.modes, facts), &known.index) {
+        match (decide::decide(self.modes.parallel_mode(), facts), &known.index) {
             (Decision::Defer, Err(reason)) => {
                 Answer::Defer(format!("no valid SOCI index found: {reason}"))
             }

@@ -15,7 +15,6 @@
 pub mod access;
 mod below;
 mod catalog;
-mod decide;
 mod error;
 mod files;
 mod find;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use spanfs::image::OpenLayer;
+use spanfs::image::decide::Decision;
 use spanfs::layer_index::index_layer;
 use spanfs_cache::ImageSpec;
 use spanfs_layer::Digest;
@@ -13,7 +14,6 @@ use spanfs_layer::tree::TreeOptions;
 use spanfs_mount::Mount;
 use spanfs_mount::policy::Front;
 
-use super::decide::Decision;
 use super::find::Wanted;
 use super::note::{self, Note};
 use super::shown::{self, Shown};

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub(crate) mod cat;
+pub(crate) mod doctor;
 pub(crate) mod index;
 pub(crate) mod inspect;
 pub(crate) mod manual;
@@ -8,3 +9,4 @@ pub(crate) mod mount;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod umount;
+pub(crate) mod why;

@@ -1,5 +1,6 @@
 //! One image: its documents, its SOCI index, its layers.
 
+pub mod decide;
 mod early;
 mod error;
 mod layers;

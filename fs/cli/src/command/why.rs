@@ -1,0 +1,237 @@
+//! `spanfs why`: for each layer of an image whether it comes lazily to this node, and why.
+//!
+//! What would happen follows from the image, its index and the snapshotter's settings, by the same
+//! decision that the snapshotter makes; what has happened stands in the notes beside its snapshots.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use spanfs::image::decide::{Decision, Facts as LayerFacts, Parallel, decide};
+use spanfs::image::{Discovery, Search};
+use spanfs_layer::Digest;
+use toml_edit::{DocumentMut, Item};
+
+use super::doctor::PROGRAMS;
+use crate::arguments::Why;
+use crate::failure::{Code, Failure};
+use crate::output::Output;
+use crate::quantity::Bytes;
+use crate::session::Reached;
+use crate::settings::{self, Facts};
+
+pub(crate) fn why(arguments: &Why, output: &Output) -> Result<(), Failure> {
+    let reaching = settings::reaching(&arguments.image.access, &Facts::gather())?;
+    let modes = Modes::of_node()?;
+    let reached = Reached::find(&arguments.image, &reaching, None)?;
+    let search = Search { digest: None, annotation: modes.v2, referrers: modes.v1 };
+    let discovery = reached.images.discover_by(&reached.image, &search);
+    let notes = notes(&arguments.root)?;
+    let rows = reached.image.layers().map(|(layer, _)| {
+        let ztoc = discovery.index().and_then(|index| index.ztoc(&layer.digest));
+        let facts = LayerFacts {
+            is_indexed: discovery.index().is_some(),
+            has_ztoc: ztoc.is_some(),
+            size: layer.size,
+            lazy_len_min: modes.lazy_len_min,
+        };
+        let decision = decide(modes.parallel, facts);
+        json!({
+            "layer": layer.digest,
+            "size": layer.size,
+            "comes": comes(decision),
+            "because": because(decision, &modes, &discovery, layer.size),
+            "here": here(&notes, &layer.digest),
+        })
+    });
+    let report = json!({
+        "image": reached.name,
+        "manifest": reached.image.documents.descriptor.digest,
+        "settings": modes.source,
+        "index": discovery_of(&discovery, &modes),
+        "layers": rows.collect::<Vec<_>>(),
+    });
+    if output.json {
+        output.json(&report)
+    } else {
+        show(&report, output)
+    }
+    Ok(())
+}
+
+fn show(report: &Value, output: &Output) {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    for name in ["image", "manifest", "index", "settings"] {
+        output.line(format_args!("{name:<9} {}", text(&report[name])));
+    }
+    for layer in report["layers"].as_array().into_iter().flatten() {
+        let digest = text(&layer["layer"]);
+        output.line(format_args!(
+            "{:.19}  {:>9}  {:<10}  {}; {}",
+            digest,
+            Bytes(layer["size"].as_u64().unwrap_or_default()).to_string(),
+            text(&layer["comes"]),
+            text(&layer["because"]),
+            text(&layer["here"]),
+        ));
+    }
+}
+
+fn comes(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Lazy => "lazy",
+        Decision::Whole { .. } => "whole",
+        Decision::Parallel => "parallel",
+        Decision::Defer => "containerd",
+    }
+}
+
+fn because(decision: Decision, modes: &Modes, discovery: &Discovery, size: u64) -> String {
+    match decision {
+        Decision::Lazy => "the index has a zTOC for it".to_owned(),
+        Decision::Whole { .. } if size < modes.lazy_len_min => {
+            format!("it is smaller than min_layer_size ({})", Bytes(modes.lazy_len_min))
+        }
+        Decision::Whole { .. } => {
+            "the index has no zTOC for it: too small when it was indexed, or not indexable"
+                .to_owned()
+        }
+        Decision::Parallel if modes.parallel == Parallel::Always => {
+            "parallel_pull_unpack is enabled, so nothing is lazy".to_owned()
+        }
+        Decision::Parallel => {
+            format!("{}, and parallel pull is the fall-back", none(discovery, modes))
+        }
+        Decision::Defer => none(discovery, modes),
+    }
+}
+
+/// Why there is no index, with the setting that may be the reason.
+fn none(discovery: &Discovery, modes: &Modes) -> String {
+    match discovery {
+        Discovery::Found { .. } => "the image has an index".to_owned(),
+        Discovery::None { reason } if !modes.v1 => {
+            format!(
+                "{reason}, and pull_modes.soci_v1 is off, so that no pushed index is looked for"
+            )
+        }
+        Discovery::None { reason } => reason.clone(),
+    }
+}
+
+fn discovery_of(discovery: &Discovery, modes: &Modes) -> String {
+    match discovery {
+        Discovery::Found { digest, index, by } => {
+            format!("{digest} ({}, found by {by})", format!("{:?}", index.version).to_lowercase())
+        }
+        Discovery::None { .. } => format!("none: {}", none(discovery, modes)),
+    }
+}
+
+/// What a snapshot's note says of its layer; the snapshotter writes more into it.
+#[derive(Deserialize)]
+struct Note {
+    layer: Digest,
+}
+
+/// Notes of all snapshots, each with its id. None where no snapshotter has ever been.
+fn notes(root: &Path) -> Result<Vec<(String, Note)>, Failure> {
+    let path = root.join("snapshotter/snapshots");
+    let failed = |error: &io::Error| Failure::io(format!("reading {}", path.display()), error);
+    let entries = match fs::read_dir(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|error| failed(&error).advise("run it as root"))?,
+    };
+    let mut notes = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| failed(&error))?;
+        // A snapshot without one holds files of its own; one that goes just now is none.
+        let Ok(text) = fs::read_to_string(entry.path().join("layer.json")) else { continue };
+        if let Ok(note) = serde_json::from_str(&text) {
+            notes.push((entry.file_name().to_string_lossy().into_owned(), note));
+        }
+    }
+    Ok(notes)
+}
+
+fn here(notes: &[(String, Note)], layer: &Digest) -> String {
+    match notes.iter().find(|(_, note)| note.layer == *layer) {
+        Some((id, _)) => format!("snapshot {id} shows it"),
+        None => "no snapshot of ours shows it: not pulled, or unpacked by containerd".to_owned(),
+    }
+}
+
+/// What the snapshotter's settings say of pulls.
+struct Modes {
+    v1: bool,
+    v2: bool,
+    parallel: Parallel,
+    lazy_len_min: u64,
+    /// Where this comes from.
+    source: String,
+}
+
+impl Modes {
+    /// As the installed snapshotter understands its own settings.
+    fn of_node() -> Result<Self, Failure> {
+        for program in PROGRAMS {
+            let dump = Command::new(program).args(["config", "dump"]).stdin(Stdio::null()).output();
+            let Ok(dump) = dump else { continue };
+            let attempted = || format!("asking {program} for its settings");
+            if !dump.status.success() {
+                let said = String::from_utf8_lossy(&dump.stderr).trim().to_owned();
+                return Err(Failure::new(Code::Failed, attempted(), said));
+            }
+            let text = String::from_utf8_lossy(&dump.stdout);
+            let settings = text
+                .parse()
+                .map_err(|error| Failure::new(Code::Failed, attempted(), format!("{error}")))?;
+            return Ok(Self::of(&settings, format!("those of {program}")));
+        }
+        let source = "the defaults: no snapshotter is on PATH".to_owned();
+        Ok(Self::of(&DocumentMut::new(), source))
+    }
+
+    fn of(settings: &DocumentMut, source: String) -> Self {
+        let find =
+            |keys: &[&str]| keys.iter().try_fold(settings.as_item(), |item, key| item.get(key));
+        let flag = |keys: &[&str], default| find(keys).and_then(Item::as_bool).unwrap_or(default);
+        let parallel = ["pull_modes", "parallel_pull_unpack"];
+        let always = flag(&[&parallel[..], &["enable"]].concat(), false);
+        let fallback = [&parallel[..], &["experimental_parallel_pull_as_fallback"]].concat();
+        let size = find(&["snapshotter", "min_layer_size"]).and_then(Item::as_integer);
+        Self {
+            v1: flag(&["pull_modes", "soci_v1", "enable"], false),
+            v2: flag(&["pull_modes", "soci_v2", "enable"], true),
+            parallel: match (always, flag(&fallback, false)) {
+                (true, _) => Parallel::Always,
+                (false, true) => Parallel::Fallback,
+                (false, false) => Parallel::Off,
+            },
+            lazy_len_min: size.and_then(|size| u64::try_from(size).ok()).unwrap_or_default(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_decide() {
+        let modes = |text: &str| Modes::of(&text.parse().unwrap(), String::new());
+        let found = modes("");
+        assert!(found.v2 && !found.v1 && found.parallel == Parallel::Off);
+        let table = "[pull_modes.parallel_pull_unpack]\nenable = true\n";
+        assert_eq!(modes(table).parallel, Parallel::Always);
+        let fallback = table.replace("enable", "experimental_parallel_pull_as_fallback");
+        assert_eq!(modes(&fallback).parallel, Parallel::Fallback);
+        assert_eq!(modes("[snapshotter]\nmin_layer_size = 7\n").lazy_len_min, 7);
+        let reason = Discovery::None { reason: "the image names no index".to_owned() };
+        assert!(none(&reason, &found).contains("pull_modes.soci_v1 is off"));
+    }
+}
