@@ -17,11 +17,23 @@ const PIECE_LEN: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct LayoutWriter {
     path: PathBuf,
+    /// Files reach the disk before they get their names.
+    durable: bool,
 }
 
 impl LayoutWriter {
     /// Open a layout, or make one of an absent or empty directory.
     pub fn open(path: &Path) -> Result<Self, LayoutError> {
+        Self::with(path, true)
+    }
+
+    /// As [`Self::open`], for a layout that is of no use before all of it is there: nothing waits for the
+    /// disk.
+    pub fn scratch(path: &Path) -> Result<Self, LayoutError> {
+        Self::with(path, false)
+    }
+
+    fn with(path: &Path, durable: bool) -> Result<Self, LayoutError> {
         let blobs = path.join("blobs/sha256");
         let marker = path.join("oci-layout");
         if !marker.exists() && path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
@@ -29,7 +41,7 @@ impl LayoutWriter {
             return Err(LayoutError::NotALayout { path: path.to_owned(), reason });
         }
         std::fs::create_dir_all(&blobs).map_err(|error| io("making", &blobs, &error))?;
-        let writer = Self { path: path.to_owned() };
+        let writer = Self { path: path.to_owned(), durable };
         if !marker.exists() {
             writer.put(&marker, &mut &MARKER[..])?;
         }
@@ -66,7 +78,7 @@ impl LayoutWriter {
                 found: found.to_string(),
             });
         }
-        temporary.rename(&path)
+        temporary.rename(&path, self.durable)
     }
 
     /// Whether a blob is there.
@@ -143,10 +155,10 @@ impl LayoutWriter {
     }
 
     fn put(&self, path: &Path, content: &mut dyn Read) -> Result<(), LayoutError> {
-        self.fill(path, content)?.rename(path)
+        self.fill(path, content)?.rename(path, self.durable)
     }
 
-    /// A durable file beside `path` with all of `content`.
+    /// A file beside `path` with all of `content`.
     fn fill(&self, path: &Path, content: &mut dyn Read) -> Result<Temporary, LayoutError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -169,7 +181,9 @@ impl LayoutWriter {
             let data = piece.get(..count).unwrap_or_default();
             file.write_all(data).map_err(|error| io("writing", path, &error))?;
         }
-        file.sync_all().map_err(|error| io("writing", path, &error))?;
+        if self.durable {
+            file.sync_all().map_err(|error| io("writing", path, &error))?;
+        }
         Ok(temporary)
     }
 }
@@ -181,10 +195,13 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn rename(mut self, to: &Path) -> Result<(), LayoutError> {
+    fn rename(mut self, to: &Path, durable: bool) -> Result<(), LayoutError> {
         std::fs::rename(&self.path, to).map_err(|error| io("naming", to, &error))?;
         self.kept = true;
-        sync_directory(to.parent().unwrap_or(to))
+        match durable {
+            true => sync_directory(to.parent().unwrap_or(to)),
+            false => Ok(()),
+        }
     }
 }
 

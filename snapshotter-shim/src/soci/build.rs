@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::SociError;
 use super::artifacts::{Artifact, ArtifactKind, Artifacts};
+use super::life::blocking;
 use super::output::{Bar, Output};
 use super::store::{BlobReader, Store, ZTOC_LEN_MAX};
 
@@ -114,7 +115,10 @@ impl Builder {
         let gate = Arc::new(Semaphore::new(cores));
         let mut tasks = JoinSet::new();
         let mut errors = Vec::new();
-        for (number, layer) in image.layers.iter().enumerate() {
+        // The largest first, so that none is left for one core alone.
+        let mut layers: Vec<_> = image.layers.iter().enumerate().collect();
+        layers.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size));
+        for (number, layer) in layers {
             match ZtocRule::of(layer, self.options.layer_bytes_min) {
                 ZtocRule::Skip(reason) => self.output.line(reason),
                 ZtocRule::Ignore => {}
@@ -225,15 +229,8 @@ impl Builder {
         let bar = self.output.bar(layer);
         let expected = layer.digest;
         let work = move || read_layer(reader, options, &expected, &bar);
-        match tokio::task::spawn_blocking(work).await {
-            Ok(done) => {
-                done.map_err(|reason| SociError::said(format!("layer {expected}: {reason}")))
-            }
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(SociError::said(super::error::DEADLINE)),
-            },
-        }
+        let done = blocking(work).await?;
+        done.map_err(|reason| SociError::said(format!("layer {expected}: {reason}")))
     }
 
     async fn prefetch(&self, indexed: &[Indexed]) -> Result<Vec<(Digest, Prefetch)>, SociError> {

@@ -19,6 +19,9 @@ pub enum SociError {
     /// containerd.
     #[error("{}", containerd(.0))]
     Containerd(#[from] ClientError),
+    /// A signal ended the command.
+    #[error("interrupted by signal {0}")]
+    Signal(i32),
     /// A file. The text is in Go's form, as the peer's.
     #[error("{attempt} {}: {}", path.display(), go_text(source))]
     Disk {

@@ -58,6 +58,8 @@ pub struct Command {
     pub flags: &'static [&'static [Flag]],
     /// Commands below it; one that has any does nothing itself.
     pub subcommands: &'static [Command],
+    /// All that follows, flags too, is for another program.
+    pub passes_on: bool,
 }
 
 /// What a command line asks for.
@@ -145,7 +147,10 @@ impl Reader<'_> {
     /// Read all of it. True if the version is asked for.
     fn read(&mut self) -> Result<bool, GrammarError> {
         while let Some(word) = self.rest.next() {
-            if word == "--" {
+            let passes_on = self.commands.last().is_some_and(|command| command.passes_on);
+            if passes_on {
+                self.positional.push(word.clone());
+            } else if word == "--" {
                 self.positional.extend(self.rest.by_ref().cloned());
             } else if word.len() > 1 && word.starts_with('-') {
                 let name = word.strip_prefix("--").unwrap_or(&word[1..]);
@@ -372,6 +377,9 @@ mod tests {
         assert_eq!(run("index ls").path, ["index", "list"]);
         assert_eq!(run("--timeout 1m2s rebuild-db").duration("timeout").unwrap().as_secs(), 62);
         assert_eq!(run("create -- -x").positional, ["-x"]);
+        let passed = run("-n test run --rm --net-host -- a b");
+        assert_eq!(passed.positional, ["--rm", "--net-host", "--", "a", "b"]);
+        assert_eq!(passed.text("namespace"), Some("test"));
     }
 
     #[test]

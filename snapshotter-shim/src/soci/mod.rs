@@ -4,6 +4,7 @@
 //! scripts and nerdctl take one for the other. Knows nothing of mounts. From the outside in:
 //! [`grammar`] understands the command line, `command` has a module for each command, [`image`]
 //! finds the manifests of an image, [`build`] makes zTOCs, [`store`] and [`artifacts`] keep them.
+//! `life` sees to it that nothing stays behind, however a command ends.
 //!
 //! Invariant: an index is written after all that it names, and recorded after it is written.
 
@@ -15,8 +16,10 @@ mod error;
 pub mod grammar;
 pub mod image;
 mod json;
+mod life;
 mod output;
 pub mod platforms;
+mod requests;
 mod session;
 mod spec;
 pub mod store;
@@ -52,8 +55,13 @@ pub fn main(line: &[String]) -> ExitCode {
             say(&grammar::help(&PROGRAM, &path));
             ExitCode::SUCCESS
         }
-        Ok(Asked::Run(arguments)) => match session::run(arguments) {
+        Ok(Asked::Run(arguments)) => match life::run(arguments) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error @ SociError::Signal(number)) => {
+                fail(&error.to_string());
+                // As shells tell it.
+                ExitCode::from(u8::try_from(128 + number).unwrap_or(1))
+            }
             Err(error) => fail(&error.to_string()),
         },
         Err(GrammarError::Usage { path, text }) => {

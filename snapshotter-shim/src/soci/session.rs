@@ -14,6 +14,7 @@ use super::build::{BuildOptions, Builder};
 use super::command;
 use super::grammar::Arguments;
 use super::image::PlatformImage;
+use super::life::Life;
 use super::output::Output;
 use super::store::{LayoutStore, Store};
 use super::{SociError, error};
@@ -26,6 +27,7 @@ pub(super) struct Session {
     /// Directory of the state.
     root: PathBuf,
     pub(super) kind: StoreKind,
+    life: Life,
 }
 
 /// Where artifacts are kept.
@@ -35,75 +37,8 @@ pub(super) enum StoreKind {
     Layout,
 }
 
-/// Threads that wait for containerd and registries; building has threads of its own.
-const WORKERS: usize = 2;
-/// Threads that build: one for each core is used, more are never started at once.
-const BLOCKING_MAX: usize = 512;
-
-/// Run a command to its end, or to the end of its time.
-pub(super) fn run(arguments: Arguments) -> Result<(), SociError> {
-    if arguments.is_set("debug") || arguments.is_set("http-trace") || arguments.is_set("http-dump")
-    {
-        start_log();
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .max_blocking_threads(BLOCKING_MAX)
-        .enable_all()
-        .build()
-        .map_err(|error| SociError::said(format!("starting threads: {error}")))?;
-    let time_max = arguments.duration("timeout");
-    let done = runtime.block_on(async {
-        let work = Box::pin(dispatch(arguments));
-        match time_max {
-            None => work.await,
-            Some(time_max) => match tokio::time::timeout(time_max, work).await {
-                Ok(done) => done,
-                Err(_) => Err(SociError::said(error::DEADLINE)),
-            },
-        }
-    });
-    // A layer that is still being read is nobody's any more.
-    runtime.shutdown_background();
-    done
-}
-
-fn start_log() {
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::DEBUG)
-        .with_writer(std::io::stderr)
-        .finish();
-    // A second command of one process keeps the log of the first.
-    drop(tracing::subscriber::set_global_default(subscriber));
-}
-
-async fn dispatch(arguments: Arguments) -> Result<(), SociError> {
-    let output = Output::of_process();
-    let path = arguments.path.clone();
-    if path == ["convert"] && arguments.is_set("standalone") {
-        return command::standalone::convert(&arguments, &output).await;
-    }
-    let session = Session::new(arguments, output)?;
-    match path.as_slice() {
-        ["create"] => command::create::create(&session).await,
-        ["convert"] => command::convert::convert(&session).await,
-        ["push"] => command::push::push(&session).await,
-        ["index", "list"] => command::index::list(&session).await,
-        ["index", "info"] => command::index::info(&session).await,
-        ["index", "remove"] => command::index::remove(&session).await,
-        ["ztoc", "list"] => command::ztoc::list(&session).await,
-        ["ztoc", "info"] => command::ztoc::info(&session).await,
-        ["ztoc", "get-file"] => command::get_file::get_file(&session).await,
-        ["prefetch", "list"] => command::prefetch::list(&session).await,
-        ["prefetch", "info"] => command::prefetch::info(&session).await,
-        ["image", "rpull"] => command::rpull::rpull(&session).await,
-        ["rebuild-db"] => command::rebuild::rebuild_db(&session).await,
-        other => unreachable!("{other:?} has no function"),
-    }
-}
-
 impl Session {
-    fn new(arguments: Arguments, output: Output) -> Result<Self, SociError> {
+    pub(super) fn new(arguments: Arguments, output: Output, life: Life) -> Result<Self, SociError> {
         let root = PathBuf::from(arguments.text("root").unwrap_or_default());
         if !root.is_dir() {
             // One level, as the peer does: a root in a directory that is not there is a slip.
@@ -119,7 +54,7 @@ impl Session {
                 )));
             }
         };
-        Ok(Self { arguments, output, root, kind })
+        Ok(Self { arguments, output, root, kind, life })
     }
 
     fn client_options(&self, connect_time: Duration) -> ClientOptions {
@@ -156,6 +91,11 @@ impl Session {
 
     fn layout(&self) -> Result<Store, SociError> {
         Ok(Store::Layout(LayoutStore::directory(&self.root.join("content"))?))
+    }
+
+    /// The client under a lease, which ends with the command.
+    pub(super) async fn leased(&self, client: &Client) -> Result<Client, SociError> {
+        self.life.leased(client).await
     }
 
     /// As [`Self::store`], where there is a client already.

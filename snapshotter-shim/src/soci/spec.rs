@@ -24,7 +24,7 @@ const GLOBAL: &[Flag] = &[
         .short("n")
         .env("CONTAINERD_NAMESPACE"),
     flag("timeout", Kind::Duration, "0s", "most that the command may take; 0s is no limit"),
-    flag("debug", Kind::Bool, "", "tell on stderr what is done"),
+    flag("debug", Kind::Bool, "", "print requests to registries, and a log on stderr"),
     flag("content-store", Kind::Text, "containerd", "where artifacts are kept: soci, containerd"),
     flag("root", Kind::Text, "/var/lib/soci-snapshotter-grpc/", "directory of the state"),
 ];
@@ -57,8 +57,8 @@ const REGISTRY: &[Flag] = &[
     flag("tlscacert", Kind::Text, "", "file with certificates to believe"),
     flag("tlscert", Kind::Text, "", "file with our certificate"),
     flag("tlskey", Kind::Text, "", "file with our key"),
-    flag("http-dump", Kind::Bool, "", "tell about requests on stderr"),
-    flag("http-trace", Kind::Bool, "", "tell about requests on stderr"),
+    flag("http-dump", Kind::Bool, "", "the same as --debug"),
+    flag("http-trace", Kind::Bool, "", "the same as --debug"),
 ];
 
 const SNAPSHOTTER: &[Flag] =
@@ -100,7 +100,7 @@ const fn command(
     help: &'static str,
     flags: &'static [&'static [Flag]],
 ) -> Command {
-    Command { names, arguments, help, flags, subcommands: &[] }
+    Command { names, arguments, help, flags, subcommands: &[], passes_on: false }
 }
 
 const fn group(
@@ -108,8 +108,18 @@ const fn group(
     help: &'static str,
     subcommands: &'static [Command],
 ) -> Command {
-    Command { names, arguments: "", help, flags: &[], subcommands }
+    Command { names, arguments: "", help, flags: &[], subcommands, passes_on: false }
 }
+
+const RUN: Command = Command {
+    passes_on: true,
+    ..command(
+        &["run"],
+        "[OPTIONS OF CTR RUN] IMAGE CONTAINER [COMMAND]",
+        "run a container by containerd's ctr (as releases up to 0.4 did)",
+        &[],
+    )
+};
 
 const INDEX: &[Command] = &[
     command(&["list", "ls"], "", "list SOCI indexes", &[INDEX_LIST]),
@@ -160,5 +170,7 @@ pub static PROGRAM: Command = Command {
             &[REGISTRY, SNAPSHOTTER, PUSH, PLATFORMS],
         ),
         command(&["rebuild-db"], "", "record anew what the content store holds", &[]),
+        RUN,
     ],
+    passes_on: false,
 };

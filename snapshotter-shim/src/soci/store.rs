@@ -96,7 +96,7 @@ impl Store {
     ) -> Result<Digest, SociError> {
         match self {
             Self::Containerd(client) => Ok(client.content().put(bytes, labels).await?.0),
-            Self::Layout(layout) => Ok(LayoutWriter::open(&layout.path)?.put_bytes(bytes)?),
+            Self::Layout(layout) => Ok(layout.writer()?.put_bytes(bytes)?),
         }
     }
 
@@ -111,7 +111,7 @@ impl Store {
         self.put(bytes, &references("ztoc", named.iter(), Some(config))).await?;
         if let Self::Layout(layout) = self {
             let listed = Descriptor::new(&index.media_type, index.digest, index.size);
-            LayoutWriter::open(&layout.path)?.list(&listed, None)?;
+            layout.writer()?.list(&listed, None)?;
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ impl Store {
             Self::Containerd(client) => client.content().delete(digest).await.map(drop)?,
             Self::Layout(layout) => {
                 if layout.is_there() {
-                    LayoutWriter::open(&layout.path)?.remove(digest)?;
+                    layout.writer()?.remove(digest)?;
                 }
             }
         }
@@ -166,6 +166,8 @@ pub struct LayoutStore {
     pool: ReadPool,
     /// The tar of a layout, which is only read.
     archive: Option<Layout>,
+    /// See [`LayoutWriter::scratch`].
+    is_scratch: bool,
 }
 
 impl LayoutStore {
@@ -173,7 +175,12 @@ impl LayoutStore {
     pub fn directory(path: &Path) -> Result<Self, SociError> {
         // Small documents are read on the calling thread; the pool is for those who read ranges.
         let pool = ReadPool::start(1).map_err(|error| SociError::disk("read", path, error))?;
-        Ok(Self { path: path.to_owned(), pool, archive: None })
+        Ok(Self { path: path.to_owned(), pool, archive: None, is_scratch: false })
+    }
+
+    /// A directory that is of no use before all of it is there.
+    pub fn scratch(path: &Path) -> Result<Self, SociError> {
+        Ok(Self { is_scratch: true, ..Self::directory(path)? })
     }
 
     /// An uncompressed tar of a layout.
@@ -189,6 +196,12 @@ impl LayoutStore {
             Some(archive) => Ok(archive.clone()),
             None => Ok(Layout::directory(&self.path, &self.pool)?),
         }
+    }
+
+    /// The layout, for writing.
+    pub fn writer(&self) -> Result<LayoutWriter, SociError> {
+        let open = if self.is_scratch { LayoutWriter::scratch } else { LayoutWriter::open };
+        Ok(open(&self.path)?)
     }
 
     fn is_there(&self) -> bool {

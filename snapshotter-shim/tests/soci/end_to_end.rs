@@ -107,8 +107,12 @@ fn version_1(containerd: &Containerd, host: &str) {
     let index = soci(containerd, &["index", "list", "-q", "--ref", &name]);
     let (_, _, before) = find(&name);
     assert!(matches!(before, Discovery::None { .. }), "{before:?}");
-    let pushed = soci(containerd, &["push", "--plain-http", "--user", "u:p", &name]);
+    let pushed = soci(containerd, &["--debug", "push", "--plain-http", "--user", "u:p", &name]);
     assert!(pushed.contains("successfully pushed artifact"), "{pushed}");
+    // As the peer tells of them.
+    let of_index = format!("http req PUT http://{host}/v2/team/app/manifests/{}", index.trim());
+    assert!(pushed.lines().any(|line| line == of_index), "{pushed}");
+    assert!(pushed.lines().any(|line| line == "http res 201 Created"), "{pushed}");
     let (_, image, found) = find(&name);
     let Discovery::Found { digest, index: found, by } = found else { panic!("{found:?}") };
     assert_eq!((digest.to_string().as_str(), by), (index.trim(), "referrers"));

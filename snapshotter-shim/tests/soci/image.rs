@@ -91,3 +91,50 @@ pub(crate) fn serve(registry: &Registry, name: &str, repository: &str, tag: &str
     registry.put_image(repository, &layout(name)).unwrap();
     registry.tag(repository, tag, root(name).digest).unwrap();
 }
+
+/// Write a layout of one large layer, which takes a while to index.
+pub(crate) fn write_large(path: &Path) {
+    let mut noise = vec![0; 64 << 20];
+    let mut state = 1_u64;
+    for word in noise.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // Every other byte is the same: it compresses, so that inflating takes its time.
+        word.copy_from_slice(&(state & 0x00ff_00ff_00ff_00ff).to_le_bytes());
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    for number in 0..4 {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(noise.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("noise-{number}"), noise.as_slice()).unwrap();
+    }
+    let tar = tar.into_inner().unwrap();
+    let mut blob = Vec::new();
+    let mut encoder = flate2::write::GzEncoder::new(&mut blob, flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &tar).unwrap();
+    encoder.finish().unwrap();
+    let writer = spanfs_fetch::LayoutWriter::open(path).unwrap();
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&tar)]},
+    });
+    let config = config.to_string();
+    let descriptor = |media_type: &str, bytes: &[u8]| {
+        serde_json::json!({
+            "mediaType": media_type, "digest": Digest::of(bytes), "size": bytes.len(),
+        })
+    };
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": media_type::MANIFEST,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", config.as_bytes()),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &blob)],
+    });
+    let manifest = manifest.to_string();
+    for bytes in [&blob[..], config.as_bytes(), manifest.as_bytes()] {
+        writer.put_bytes(bytes).unwrap();
+    }
+    let listed = Descriptor::of(media_type::MANIFEST, manifest.as_bytes());
+    writer.list(&listed, None).unwrap();
+}

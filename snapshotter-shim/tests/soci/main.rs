@@ -5,4 +5,6 @@ mod containerd;
 mod end_to_end;
 mod golden;
 mod image;
+mod interrupted;
+mod standalone;
 mod stores;

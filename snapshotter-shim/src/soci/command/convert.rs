@@ -13,7 +13,6 @@ use super::super::image::{Image, PlatformImage};
 use super::super::platforms::Platforms;
 use super::super::session::{Session, StoreKind, index_record};
 use super::super::store::{DOCUMENT_LEN_MAX, Store, references};
-use super::create::{ended, lease};
 use crate::containerd::{Client, ImageRecord};
 
 pub(in crate::soci) async fn convert(session: &Session) -> Result<(), SociError> {
@@ -23,22 +22,17 @@ pub(in crate::soci) async fn convert(session: &Session) -> Result<(), SociError>
     let platforms = Platforms::of(&session.arguments)?;
     let client = session.client().await?;
     let record = client.images().get(reference).await?;
-    let lease = lease(&client).await?;
-    let done = async {
-        let leased = lease.client()?;
-        // The image's record keeps its content in containerd, wherever else artifacts go.
-        let mut targets = vec![Store::Containerd(leased.clone())];
-        if session.kind == StoreKind::Layout {
-            targets.push(session.store_with(&leased)?);
-        }
-        let (records, output) = (session.records().await?, session.output.clone());
-        let images = Store::Containerd(client.clone());
-        let builder = Builder { images, targets, records, output, options };
-        let root = run(&builder, &record.target, &platforms).await?;
-        name(&client, destination, root).await
-    };
-    let done = Box::pin(done).await;
-    ended(lease.end(false).await.map_err(SociError::from), done)
+    let leased = session.leased(&client).await?;
+    // The image's record keeps its content in containerd, wherever else artifacts go.
+    let mut targets = vec![Store::Containerd(leased.clone())];
+    if session.kind == StoreKind::Layout {
+        targets.push(session.store_with(&leased)?);
+    }
+    let (records, output) = (session.records().await?, session.output.clone());
+    let images = Store::Containerd(client.clone());
+    let builder = Builder { images, targets, records, output, options };
+    let root = run(&builder, &record.target, &platforms).await?;
+    name(&client, destination, root).await
 }
 
 /// Source and destination.

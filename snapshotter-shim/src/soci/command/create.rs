@@ -1,21 +1,17 @@
 //! `soci create`: an index of version 1 beside an image.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use spanfs_layer::Digest;
 use spanfs_layer::soci::SociIndex;
 
+use super::super::SociError;
 use super::super::build::Builder;
 use super::super::image::Image;
 use super::super::platforms::Platforms;
 use super::super::session::{Session, StoreKind, keep_index};
 use super::super::store::Store;
-use super::super::{SociError, error};
-use crate::containerd::{Client, GC_REF_CONTENT, ImageRecord, Lease};
-
-/// If we are killed, what was written is collected after this time, as with the peer.
-const LEASE_TIME: Duration = Duration::from_secs(24 * 3600);
+use crate::containerd::{Client, GC_REF_CONTENT, ImageRecord};
 
 pub(in crate::soci) async fn create(session: &Session) -> Result<(), SociError> {
     let [reference] = session.arguments.positionals();
@@ -26,16 +22,11 @@ pub(in crate::soci) async fn create(session: &Session) -> Result<(), SociError> 
     let platforms = Platforms::of(&session.arguments)?;
     let client = session.client().await?;
     let record = client.images().get(reference).await?;
-    let lease = lease(&client).await?;
-    let done = async {
-        let images = Store::Containerd(client.clone());
-        let targets = vec![session.store_with(&lease.client()?)?];
-        let (records, output) = (session.records().await?, session.output.clone());
-        let builder = Builder { images, targets, records, output, options };
-        index(session, &builder, &client, &record, &platforms).await
-    };
-    let done = Box::pin(done).await;
-    ended(lease.end(false).await.map_err(SociError::from), done)
+    let images = Store::Containerd(client.clone());
+    let targets = vec![session.store_with(&session.leased(&client).await?)?];
+    let (records, output) = (session.records().await?, session.output.clone());
+    let builder = Builder { images, targets, records, output, options };
+    index(session, &builder, &client, &record, &platforms).await
 }
 
 async fn index(
@@ -101,23 +92,4 @@ pub(in crate::soci) async fn release(client: &Client, removed: &[Digest]) -> Res
         client.images().update(&image, &fields).await?;
     }
     Ok(())
-}
-
-/// A lease for what a command writes, with an id that nobody else has.
-pub(in crate::soci) async fn lease(client: &Client) -> Result<Lease, SociError> {
-    let random = std::fs::read("/proc/sys/kernel/random/uuid").unwrap_or_default();
-    let id = format!("soci-{}", String::from_utf8_lossy(&random).trim());
-    Ok(client.leases().create(&id, LEASE_TIME).await?)
-}
-
-/// What a command came to, if its lease could be ended; else the lease's error, unless that is the
-/// lesser one.
-pub(in crate::soci) fn ended(
-    lease: Result<(), SociError>,
-    done: Result<(), SociError>,
-) -> Result<(), SociError> {
-    if let (Err(_), Err(lost)) = (&done, &lease) {
-        tracing::debug!(%lost, deadline = error::DEADLINE, "the lease ends by itself");
-    }
-    done.and(lease)
 }

@@ -8,5 +8,6 @@ pub(super) mod prefetch;
 pub(super) mod push;
 pub(super) mod rebuild;
 pub(super) mod rpull;
+pub(super) mod run;
 pub(super) mod standalone;
 pub(super) mod ztoc;

@@ -5,16 +5,19 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use spanfs_fetch::LayoutWriter;
 use spanfs_layer::Digest;
 use spanfs_layer::oci::{Descriptor, Index, media_type};
+use tempfile::TempDir;
 
 use super::super::SociError;
 use super::super::artifacts::Artifacts;
 use super::super::build::Builder;
 use super::super::error::go_text;
 use super::super::grammar::Arguments;
+use super::super::life::{Life, blocking};
 use super::super::output::Output;
 use super::super::platforms::Platforms;
 use super::super::session::build_options;
@@ -24,35 +27,81 @@ use super::convert;
 pub(in crate::soci) async fn convert(
     arguments: &Arguments,
     output: &Output,
+    life: &Life,
 ) -> Result<(), SociError> {
     let (input, destination) = convert::arguments(arguments)?;
-    let (input, destination) = (Path::new(input), Path::new(destination));
+    let (input, destination) = (PathBuf::from(input), PathBuf::from(destination));
     let options = build_options(arguments)?;
     let platforms = Platforms::of(arguments)?;
-    let source = open(input)?;
-    // Beside the destination, so that it can take its place.
-    let parent = destination.parent().filter(|path| !path.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    let work = tempfile::Builder::new().prefix(".soci-").tempdir_in(parent);
-    let work = work.map_err(|error| SociError::disk("mkdir", parent, error))?;
-    let layout = work.path().join("layout");
-    let new = Store::Layout(LayoutStore::directory(&layout)?);
-    LayoutWriter::open(&layout)?;
-    copy_blobs(input, &layout)?;
-    let target = root(&source, &new).await?;
+    let source = open(&input)?;
+    let work = Scratch::beside(&destination, life)?;
+    let layout = work.path("layout");
+    let new = LayoutStore::scratch(&layout)?;
+    let writer = new.writer()?;
+    work.clone().with(move |work| copy_blobs(&input, &writer, work)).await?;
+    let target = root(&source, &Store::Layout(new.clone())).await?;
     let builder = Builder {
         // All that was copied, and the root if it had to be made anew.
-        images: new.clone(),
-        targets: vec![new],
-        records: Artifacts::at(work.path()),
+        images: Store::Layout(new.clone()),
+        targets: vec![Store::Layout(new)],
+        records: Artifacts::at(&work.path("")),
         output: output.clone(),
         options,
     };
     let root = convert::run(&builder, &target, &platforms).await?;
     list_only(&layout, &root)?;
-    match arguments.text("format") {
-        Some("oci-dir") => replace_directory(&layout, destination),
-        _ => write_archive(&layout, &work.path().join("archive"), destination),
+    let is_directory = arguments.text("format") == Some("oci-dir");
+    let finish = move |work: &Scratch| match is_directory {
+        true => replace_directory(&layout, &destination),
+        false => write_archive(&layout, work, &destination),
+    };
+    work.with(finish).await
+}
+
+/// A directory beside the destination, so that what is made there can take its place. It goes with the
+/// last who works in it.
+#[derive(Clone)]
+struct Scratch {
+    directory: Arc<TempDir>,
+    life: Life,
+}
+
+impl Scratch {
+    fn beside(destination: &Path, life: &Life) -> Result<Self, SociError> {
+        let parent = destination.parent().filter(|path| !path.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let directory = tempfile::Builder::new().prefix(".soci-").tempdir_in(parent);
+        let directory = directory.map_err(|error| SociError::disk("mkdir", parent, error))?;
+        Ok(Self { directory: Arc::new(directory), life: life.clone() })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Run what copies whole blobs where it holds nobody up.
+    async fn with(
+        self,
+        work: impl FnOnce(&Self) -> Result<(), SociError> + Send + 'static,
+    ) -> Result<(), SociError> {
+        blocking(move || work(&self)).await?
+    }
+
+    /// A reader that ends with the command.
+    fn watched<R>(&self, inner: R) -> Watched<'_, R> {
+        Watched { inner, life: &self.life }
+    }
+}
+
+struct Watched<'a, R> {
+    inner: R,
+    life: &'a Life,
+}
+
+impl<R: io::Read> io::Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.life.check()?;
+        self.inner.read(buffer)
     }
 }
 
@@ -113,19 +162,18 @@ async fn root(source: &LayoutStore, new: &Store) -> Result<Descriptor, SociError
 const MARKER_LEN_MAX: u64 = 4096;
 
 /// Copy the layout's marker and every blob, checked on the way. All else is left behind.
-fn copy_blobs(input: &Path, layout: &Path) -> Result<(), SociError> {
-    let writer = LayoutWriter::open(layout)?;
+fn copy_blobs(input: &Path, writer: &LayoutWriter, work: &Scratch) -> Result<(), SociError> {
     let disk = |error| SociError::disk("read", input, error);
     let file = File::open(input).map_err(disk)?;
     if file.metadata().map_err(disk)?.is_dir() {
         for digest in digests(input)? {
             let path = input.join(blob_path(&digest));
             let blob = File::open(&path).map_err(|error| SociError::disk("open", &path, error))?;
-            writer.put_blob(&digest, blob)?;
+            writer.put_blob(&digest, work.watched(blob))?;
         }
         let path = input.join(MARKER);
         let marker = File::open(&path).map_err(|error| SociError::disk("open", &path, error))?;
-        return copy_marker(marker, layout);
+        return copy_marker(marker, work);
     }
     let mut archive = tar::Archive::new(io::BufReader::new(file));
     for entry in archive.entries().map_err(disk)? {
@@ -133,9 +181,9 @@ fn copy_blobs(input: &Path, layout: &Path) -> Result<(), SociError> {
         let name = entry.path_bytes().into_owned();
         let is_file = entry.header().entry_type().is_file();
         if let Some(digest) = digest_of(&name).filter(|_| is_file) {
-            writer.put_blob(&digest, entry)?;
+            writer.put_blob(&digest, work.watched(entry))?;
         } else if is_file && name.strip_prefix(b"./").unwrap_or(&name) == MARKER.as_bytes() {
-            copy_marker(entry, layout)?;
+            copy_marker(entry, work)?;
         }
     }
     Ok(())
@@ -143,8 +191,8 @@ fn copy_blobs(input: &Path, layout: &Path) -> Result<(), SociError> {
 
 const MARKER: &str = "oci-layout";
 
-fn copy_marker(marker: impl io::Read, layout: &Path) -> Result<(), SociError> {
-    let path = layout.join(MARKER);
+fn copy_marker(marker: impl io::Read, work: &Scratch) -> Result<(), SociError> {
+    let path = work.path("layout").join(MARKER);
     let mut text = Vec::new();
     let read = marker.take(MARKER_LEN_MAX).read_to_end(&mut text);
     let copied = read.and_then(|_| fs::write(&path, text));
@@ -180,6 +228,11 @@ fn list_only(layout: &Path, root: &Descriptor) -> Result<(), SociError> {
 
 fn replace_directory(layout: &Path, destination: &Path) -> Result<(), SociError> {
     let disk = |attempt| move |error| SociError::disk(attempt, destination, error);
+    // All of it reaches the disk before the directory gets its name.
+    for name in names(layout)? {
+        let synced = File::open(layout.join(&name)).and_then(|file| file.sync_data());
+        synced.map_err(|error| SociError::disk("sync", &layout.join(&name), error))?;
+    }
     match fs::symlink_metadata(destination) {
         Ok(it) if it.is_dir() => fs::remove_dir_all(destination).map_err(disk("remove"))?,
         Ok(_) => fs::remove_file(destination).map_err(disk("remove"))?,
@@ -188,7 +241,8 @@ fn replace_directory(layout: &Path, destination: &Path) -> Result<(), SociError>
     fs::rename(layout, destination).map_err(disk("rename"))
 }
 
-fn write_archive(layout: &Path, archive: &Path, destination: &Path) -> Result<(), SociError> {
+fn write_archive(layout: &Path, work: &Scratch, destination: &Path) -> Result<(), SociError> {
+    let archive = &work.path("archive");
     let disk = |error| SociError::disk("write", archive, error);
     let file = File::create(archive).map_err(disk)?;
     let mut tar = tar::Builder::new(io::BufWriter::new(file));
@@ -202,7 +256,8 @@ fn write_archive(layout: &Path, archive: &Path, destination: &Path) -> Result<()
         header.set_entry_type(tar::EntryType::Regular);
         // Equal images give equal archives: no time, no owner.
         header.set_mtime(0);
-        tar.append_data(&mut header, &name, file.by_ref().take(len)).map_err(disk)?;
+        let content = work.watched(file.by_ref().take(len));
+        tar.append_data(&mut header, &name, content).map_err(disk)?;
     }
     let file = tar.into_inner().and_then(|buffer| Ok(buffer.into_inner()?)).map_err(disk)?;
     file.sync_all().map_err(disk)?;

@@ -15,10 +15,10 @@ use spanfs_layer::Digest;
 use spanfs_layer::oci::{Descriptor, Platform};
 
 use super::super::SociError;
+use super::super::life::blocking;
 use super::super::platforms;
 use super::super::session::Session;
 use super::super::store::references;
-use super::create::{ended, lease};
 use super::push::options;
 use crate::containerd::{Client, ContentWriter, ImageRecord};
 use unpack::Unpacker;
@@ -44,21 +44,16 @@ pub(in crate::soci) async fn rpull(session: &Session) -> Result<(), SociError> {
     let start = ImagesOptions { registry: options(arguments), ..ImagesOptions::default() };
     let images = blocking(move || Images::start(start).map_err(Box::new)).await?;
     let images = images.map_err(|error| failed(name, &*error))?;
-    let lease = lease(&client).await?;
-    let done = async {
-        let source = images.source(&place).map_err(|error| failed(name, &error))?;
-        let resolved = source.resolve(&platform).await.map_err(|error| failed(name, &error))?;
-        let puller = Puller { session, client: lease.client()?, source, name: name.to_owned() };
-        let target = puller.documents(&resolved, &snapshotter).await?;
-        let unpacker = Unpacker { puller: &puller, snapshotter, index };
-        unpacker.unpack(&resolved).await?;
-        client.images().put(&ImageRecord { name: name.to_owned(), target, labels }).await?;
-        Ok(())
-    };
-    let done = Box::pin(done).await;
+    let source = images.source(&place).map_err(|error| failed(name, &error))?;
+    let resolved = source.resolve(&platform).await.map_err(|error| failed(name, &error))?;
+    let leased = session.leased(&client).await?;
+    let puller = Puller { session, client: leased, source, name: name.to_owned() };
+    let target = puller.documents(&resolved, &snapshotter).await?;
+    let unpacker = Unpacker { puller: &puller, snapshotter, index };
+    unpacker.unpack(&resolved).await?;
+    client.images().put(&ImageRecord { name: name.to_owned(), target, labels }).await?;
     // It has threads of its own, whose end is waited for.
-    blocking(move || drop(images)).await?;
-    ended(lease.end(false).await.map_err(SociError::from), done)
+    blocking(move || drop(images)).await
 }
 
 fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, SociError> {
@@ -73,18 +68,6 @@ fn failed(what: &str, error: &dyn std::error::Error) -> SociError {
     let causes = std::iter::successors(error.source(), |error| error.source());
     let text = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
     SociError::said(format!("{what}: {text}"))
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, SociError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => Ok(done),
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(SociError::said(super::super::error::DEADLINE)),
-        },
-    }
 }
 
 /// One image on its way into containerd.
