@@ -1,5 +1,3 @@
-mod replay;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

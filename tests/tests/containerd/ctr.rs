@@ -1,6 +1,7 @@
 //! containerd's own client on a node, in one of containerd's namespaces.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::time::Duration;
 
 use spanfs_snapshotter::grpc::proto::snapshots::PrepareSnapshotRequest;
@@ -8,6 +9,7 @@ use spanfs_snapshotter::grpc::proto::snapshots::snapshots_client::SnapshotsClien
 use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 
+use crate::image::Image;
 use crate::node::{CONTAINERD_SOCKET, Node};
 
 /// What [`Ctr::prepare_layer`] makes its layers part of; the caller creates it.
@@ -22,6 +24,7 @@ pub(crate) struct Ctr<'n> {
 }
 
 impl<'n> Ctr<'n> {
+    /// The client of a node, in a namespace.
     pub(crate) fn new(node: &'n Node, namespace: &'n str) -> Self {
         Self { node, namespace }
     }
@@ -44,6 +47,7 @@ impl<'n> Ctr<'n> {
         self.attempt(&["images", "pull", "--plain-http", "--snapshotter", "soci", image])
     }
 
+    /// [`Self::try_pull`], or panic.
     #[track_caller]
     pub(crate) fn pull(&self, image: &str) {
         self.try_pull(image).unwrap_or_else(|said| panic!("pulling {image}: {said}"));
@@ -69,6 +73,31 @@ impl<'n> Ctr<'n> {
     pub(crate) fn run(&self, image: &str, name: &str, command: &[&str]) -> String {
         self.try_run(&["--rm"], image, name, command)
             .unwrap_or_else(|said| panic!("running {image}: {said}"))
+    }
+
+    /// An image with the changes of a container on top of the one that it was made of.
+    #[track_caller]
+    pub(crate) fn diff(&self, container: &str, base: &Image) -> Image {
+        let (key, diff) = (self.node.named(container), self.node.path("tmp/diff"));
+        let command = format!(
+            "ctr --namespace {} snapshots --snapshotter soci diff {key} > {}",
+            self.namespace,
+            diff.display()
+        );
+        let ended = self.node.run("sh", &["-c", &command]);
+        assert!(ended.status.success(), "{ended:?}");
+        base.clone().layer_blob(fs::read(diff).expect("the layer"))
+    }
+
+    /// Makes an image of a container whose own image was never fetched: only what is new comes into
+    /// containerd, as of nerdctl's commit.
+    #[track_caller]
+    pub(crate) fn commit(&self, container: &str, base: &Image, reference: &str) -> Image {
+        let image = self.diff(container, base);
+        let archive = self.node.path("tmp/archive.tar");
+        fs::write(&archive, image.archive_from(reference, base.layers())).expect("write");
+        self.ctr(&["images", "import", "--no-unpack", archive.to_str().expect("text")]);
+        image
     }
 
     /// Names of its images.

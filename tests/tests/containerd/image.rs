@@ -37,6 +37,7 @@ const APPLETS: &[&str] = &[
 pub(crate) struct Layer(tar::Builder<Vec<u8>>);
 
 impl Layer {
+    /// With nothing in it.
     pub(crate) fn new() -> Self {
         Self(tar::Builder::new(Vec::new()))
     }
@@ -52,18 +53,21 @@ impl Layer {
         header
     }
 
+    /// With a directory.
     pub(crate) fn directory(mut self, path: &str) -> Self {
         let mut header = Self::header(tar::EntryType::Directory, 0o755, 0);
         self.0.append_data(&mut header, path, &[][..]).expect("tar in memory");
         self
     }
 
+    /// With a file.
     pub(crate) fn file(mut self, path: &str, mode: u32, content: &[u8]) -> Self {
         let mut header = Self::header(tar::EntryType::Regular, mode, content.len());
         self.0.append_data(&mut header, path, content).expect("tar in memory");
         self
     }
 
+    /// With a symbolic link.
     pub(crate) fn link(mut self, path: &str, target: &str) -> Self {
         let mut header = Self::header(tar::EntryType::Symlink, 0o777, 0);
         self.0.append_link(&mut header, path, target).expect("tar in memory");
@@ -109,10 +113,16 @@ pub(crate) struct Image {
 impl Image {
     /// With the programs as its only layer, and a command that prints a line.
     pub(crate) fn with_programs() -> Self {
-        let command = ["/bin/echo", "ready"].map(str::to_owned).to_vec();
-        Self { layers: Vec::new(), command }.layer(Layer::programs())
+        Self::of(Layer::programs())
     }
 
+    /// Of one layer, which has [`Layer::programs`] in it.
+    pub(crate) fn of(layer: Layer) -> Self {
+        let command = ["/bin/echo", "ready"].map(str::to_owned).to_vec();
+        Self { layers: Vec::new(), command }.layer(layer)
+    }
+
+    /// With a layer on top.
     pub(crate) fn layer(mut self, layer: Layer) -> Self {
         self.layers.push(layer.finish());
         self
@@ -126,6 +136,7 @@ impl Image {
         self
     }
 
+    /// With what it runs unless told otherwise.
     pub(crate) fn command(mut self, command: &[&str]) -> Self {
         self.command = command.iter().map(|word| (*word).to_owned()).collect();
         self
@@ -189,13 +200,24 @@ impl Image {
 
     /// [`Self::push_indexed`] to a registry of another make, at an address.
     pub(crate) fn push_indexed_to(&self, address: &str, repository: &str, format: &str) -> String {
-        let reference = format!("{address}/{repository}:{format}");
+        let reference = self.push_to(address, repository, format);
+        index(&reference, format, "1M");
+        reference
+    }
+
+    /// [`Self::push`] to a registry of another make, at an address.
+    pub(crate) fn push_to(&self, address: &str, repository: &str, tag: &str) -> String {
+        let reference = format!("{address}/{repository}:{tag}");
         let archive = tempfile::NamedTempFile::new().expect("temporary file");
         fs::write(archive.path(), self.archive(&reference)).expect("write");
         let from = format!("oci-archive:{}", archive.path().display());
         skopeo_copy(&from, &format!("docker://{reference}"), &["--dest-tls-verify=false"]);
-        index(&reference, format, "1M");
         reference
+    }
+
+    /// How many layers it has.
+    pub(crate) fn layers(&self) -> usize {
+        self.layers.len()
     }
 
     /// Digest and size of a layer's blob.
@@ -220,13 +242,19 @@ impl Image {
 
     /// As an archive of an OCI layout, which `ctr images import` takes.
     pub(crate) fn archive(&self, reference: &str) -> Vec<u8> {
+        self.archive_from(reference, 0)
+    }
+
+    /// [`Self::archive`] without the blobs of the lowest layers, as of an image that was committed where
+    /// these were never fetched.
+    pub(crate) fn archive_from(&self, reference: &str, first: usize) -> Vec<u8> {
         let mut manifest = descriptor(MANIFEST, &self.manifest());
         manifest["annotations"] = json!({"io.containerd.image.name": reference});
         let index = json!({"schemaVersion": 2, "manifests": [manifest]}).to_string();
         let mut archive = Layer::new()
             .file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)
             .file("index.json", 0o644, index.as_bytes());
-        let blobs = self.layers.iter().map(|layer| layer.blob.clone());
+        let blobs = self.layers[first..].iter().map(|layer| layer.blob.clone());
         for blob in blobs.chain([self.config(), self.manifest()]) {
             let digest = Digest::of(&blob).to_string();
             archive = archive.file(&format!("blobs/{}", digest.replace(':', "/")), 0o644, &blob);

@@ -11,6 +11,7 @@ use crate::node::{Node, Setup};
 use crate::versions::{Version, on_each_containerd};
 
 on_each_containerd!(
+    changes_on_lazy_layers_come_back,
     container_starts_before_its_layer_is_there,
     index_of_version_1_is_found_by_referrers,
     index_of_version_1_is_found_by_tag,
@@ -89,6 +90,37 @@ fn container_starts_before_its_layer_is_there(version: Version) {
     assert!(node.directories().is_empty(), "{:?}", node.directories());
 }
 
+/// A container's changes as a layer on layers that were never fetched, pushed to where these are.
+fn changes_on_lazy_layers_come_back(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let base = image();
+    let (reference, _) = base.push_indexed(&registry, "test/lazy", "v2");
+    let changed = registry.reference("test/lazy", "changed");
+    let node = Node::start(&Setup::of(version));
+    pull_by_cri(&node, &reference);
+    assert_lazy(&node, 2);
+    let ctr = node.within("k8s.io");
+    let script = "echo new > /app/new; echo more >> /data/3; rm /data/4; mv /app/data /app/moved";
+    ctr.try_run(&[], &reference, "changes", &["/bin/sh", "-c", script]).expect("it runs");
+    let image = ctr.commit("changes", &base, &changed);
+    if version == Version::One {
+        // As nerdctl does: its push looks at every blob, also at those that are there already.
+        ctr.ctr(&["content", "fetch", "--plain-http", &reference]);
+    }
+    ctr.ctr(&["images", "push", "--plain-http", &changed]);
+    ctr.ctr(&["containers", "rm", &node.named("changes")]);
+    ctr.remove(&ctr.images());
+    assert_lazy(&node, 0);
+
+    pull_by_cri(&node, &changed);
+    assert_eq!(image.layers(), 4);
+    let script = "cat /app/new /app/moved; sha256sum /data/3; ls /app; ls /data | wc -l";
+    let said = ctr.run(&changed, "looks", &["/bin/sh", "-c", script]);
+    let digest = Digest::of(&[noise(3, 1 << 20), b"more\n".to_vec()].concat());
+    let hex = digest.hex();
+    assert_eq!(said, format!("new\nsmall{hex}  /data/3\nmoved\nnew\n23\n"));
+}
+
 /// Debian's registry lacks the referrers API: the index is found by the fall-back tag.
 fn index_of_version_1_is_found_by_tag(version: Version) {
     if able(&["docker-registry", "skopeo"], false) {
@@ -128,9 +160,17 @@ fn index_is_named_by_a_label(version: Version) {
     registry.put_manifest("test/named", Some(&list), media_type, &empty[..]).expect("a manifest");
 
     let node = Node::start(&Setup { config: V1_ONLY, ..Setup::of(version) });
+    pull_with_index(&node, &image, &reference, &index.to_string());
+    assert_lazy(&node, 2);
+    assert_eq!(node.default().run(&reference, "first", &[]), "ready\n");
+}
+
+/// What nerdctl's own pull does, in the namespace `default`, with an index that its user names.
+pub(crate) fn pull_with_index(node: &Node, image: &Image, reference: &str, index: &str) {
     let ctr = node.default();
+    let manifest = image.manifest_digest();
     ctr.ctr(&["leases", "create", "--id", LEASE]);
-    ctr.ctr(&["content", "fetch", "--plain-http", &reference]);
+    ctr.ctr(&["content", "fetch", "--plain-http", reference]);
     let layers: Vec<_> = (0..3).map(|layer| image.blob(layer)).collect();
     let list = |from: usize, of: fn(&(Digest, u64)) -> String| {
         layers[from..].iter().map(of).collect::<Vec<_>>().join(",")
@@ -141,7 +181,7 @@ fn index_is_named_by_a_label(version: Version) {
         let name = |label: &str, value: String| (format!("containerd.io/snapshot{label}"), value);
         let labels = [
             name(".ref", chain.clone()),
-            name("/cri.image-ref", reference.clone()),
+            name("/cri.image-ref", reference.to_owned()),
             name("/cri.manifest-digest", manifest.to_string()),
             name("/cri.layer-digest", digest.to_string()),
             name("/cri.image-layers", list(position, |(digest, _)| digest.to_string())),
@@ -151,8 +191,6 @@ fn index_is_named_by_a_label(version: Version) {
         ];
         ctr.prepare_layer(&format!("extract-1-{position} {chain}"), &parent, &labels);
     }
-    assert_lazy(&node, 2);
-    assert_eq!(ctr.run(&reference, "first", &[]), "ready\n");
 }
 
 /// The same layers for two namespaces are one lazy mount each, and stay for one when they go for the

@@ -39,12 +39,14 @@ pub(crate) struct Setup<'a> {
     pub(crate) config: &'a str,
     /// Image of CRI's sandboxes.
     pub(crate) sandbox: &'a str,
+    /// containerd's configuration, in place of the one that the peer's documentation shows.
+    pub(crate) containerd: Option<&'a str>,
 }
 
 impl Setup<'_> {
     /// With the defaults of everything.
     pub(crate) fn of(version: Version) -> Self {
-        Self { version, config: "", sandbox: "localhost/none:1" }
+        Self { version, config: "", sandbox: "localhost/none:1", containerd: None }
     }
 }
 
@@ -90,7 +92,8 @@ impl Node {
     /// A command in the node's namespaces.
     fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.namespaces().enter();
-        command.arg(program.as_ref()).env("PATH", self.version.path());
+        let path = format!("{}:{}", self.path("bin").display(), self.version.path());
+        command.arg(program.as_ref()).env("PATH", path);
         command
     }
 
@@ -146,6 +149,14 @@ impl Node {
     /// Runs any program on the node.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Ended {
         run_for(self.enter(program).args(arguments), COMMAND_PATIENCE)
+    }
+
+    /// The `soci` command: what it printed; panics with its complaint.
+    #[track_caller]
+    pub(crate) fn soci(&self, arguments: &[&str]) -> String {
+        let ended = self.run("soci", arguments);
+        assert!(ended.status.success(), "soci {arguments:?}: {}{}", ended.stdout, ended.stderr);
+        ended.stdout
     }
 
     /// containerd's client in a namespace.
@@ -225,13 +236,17 @@ fn lay_out(root: &Path, setup: &Setup<'_>) {
     for directory in ["etc/containerd", "etc/soci-snapshotter-grpc", "bin"] {
         fs::create_dir_all(root.join(directory)).expect("directory");
     }
-    fs::write(root.join("etc/containerd/config.toml"), containerd_config(setup)).expect("write");
+    let config = setup.containerd.map_or_else(|| containerd_config(setup), str::to_owned);
+    fs::write(root.join("etc/containerd/config.toml"), config).expect("write");
     if !setup.config.is_empty() {
         let path = root.join("etc/soci-snapshotter-grpc/config.toml");
         fs::write(path, setup.config).expect("write");
     }
-    let program = spanfs_tests::peers::built("spanfs-snapshotter");
-    std::os::unix::fs::symlink(program, root.join("bin").join(DAEMON)).expect("link");
+    for (program, name) in [("spanfs-snapshotter", DAEMON), ("soci", "soci"), ("spanfs", "spanfs")]
+    {
+        let program = spanfs_tests::peers::built(program);
+        std::os::unix::fs::symlink(program, root.join("bin").join(name)).expect("link");
+    }
 }
 
 /// As the documentation of the peer tells its users, and as little beside it as a test machine needs:

@@ -45,16 +45,10 @@ fn committed_changes_come_back(version: Version) {
         ctr.pull(&reference);
         let script = "echo new > /app/new; echo more >> /app/data; rm /app/gone; chmod 700 /tmp";
         ctr.try_run(&[], &reference, "changes", &["/bin/sh", "-c", script]).expect("it runs");
-        let diff = node.path("tmp/diff");
-        let key = node.named("changes");
-        let command = format!("ctr snapshots --snapshotter soci diff {key} > {}", diff.display());
-        let ended = node.run("sh", &["-c", &command]);
-        assert!(ended.status.success(), "{ended:?}");
-        let image = base.layer_blob(fs::read(diff).expect("the layer"));
         let archive = node.path("tmp/archive.tar");
+        let image = ctr.diff("changes", &base);
         fs::write(&archive, image.archive(&changed)).expect("write");
-        let archive = archive.to_str().expect("text");
-        ctr.ctr(&["images", "import", "--no-unpack", archive]);
+        ctr.ctr(&["images", "import", "--no-unpack", archive.to_str().expect("text")]);
         ctr.ctr(&["images", "push", "--plain-http", &changed]);
     }
     let node = Node::start(&Setup::of(version));
