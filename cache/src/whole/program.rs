@@ -148,7 +148,7 @@ fn start(program: &Program) -> io::Result<Started> {
         let nothing = Rlimit { current: Some(0), maximum: Some(0) };
         for resource in [Resource::Fsize, Resource::Core] {
             // It may have ended already.
-            let _ = prlimit(pid_of(&child), resource, nothing.clone());
+            let _ = prlimit(pid_of(&child), resource, nothing);
         }
         let missing = || io::Error::other("it has no pipes");
         let input = child.stdin.take().ok_or_else(missing)?;

@@ -100,7 +100,6 @@ fn through_file(
         stream: spec.stream.clone(),
         failures_max: RETRIES_MAX + 1,
         sync_bytes: SYNC_BYTES,
-        ..DownloadOptions::default()
     };
     let download = Download::open(&claim.file(BLOB), &*spec.blob, options);
     let mut download = download.map_err(|error| failed(spec, error))?;
