@@ -28,6 +28,7 @@ pub mod filesystem;
 pub mod front;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod id_map;
 mod kernel_mount;
 mod mount;
 mod mounter;
@@ -37,6 +38,7 @@ pub mod policy;
 pub mod probe;
 pub mod record;
 pub mod start_set;
+mod sys;
 pub mod transport;
 pub mod unmount;
 

@@ -1,0 +1,6 @@
+//! The only unsafe code of the crate: system calls that no crate of ours wraps.
+#![expect(unsafe_code, reason = "system calls without a safe wrapper")]
+
+mod id_map;
+
+pub(crate) use id_map::{NamespaceKeeper, map_owners};
