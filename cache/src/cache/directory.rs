@@ -74,6 +74,33 @@ impl Directory {
         layers.join(digest.hex().to_string())
     }
 
+    /// Remove traces of images that are not wanted, the oldest first, until only `left_max` of those
+    /// are left: an image that comes back starts by what was learnt of it.
+    pub(crate) fn sweep_traces(&self, is_wanted: impl Fn(&Digest) -> bool, left_max: usize) {
+        let mut unwanted = Vec::new();
+        for algorithm in fs::read_dir(self.root.join("traces")).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(algorithm.path()).into_iter().flatten().flatten() {
+                let (prefix, name) = (algorithm.file_name(), entry.file_name());
+                let hex = name.to_str().and_then(|name| name.strip_suffix(".jsonl"));
+                let digest =
+                    hex.zip(prefix.to_str()).map(|(hex, it)| format!("{it}:{hex}").parse());
+                // What has another name is being written.
+                if let Some(Ok(digest)) = digest
+                    && !is_wanted(&digest)
+                {
+                    let modified = entry.metadata().and_then(|meta| meta.modified());
+                    unwanted.push((modified.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+                }
+            }
+        }
+        unwanted.sort();
+        for (_, path) in unwanted.iter().rev().skip(left_max) {
+            if let Err(error) = fs::remove_file(path) {
+                tracing::warn!(path = %path.display(), %error, "an old trace stays");
+            }
+        }
+    }
+
     /// File with the trace of an image.
     pub(crate) fn trace(&self, config: &Digest) -> PathBuf {
         let traces = self.root.join("traces").join(config.algorithm().name());

@@ -204,6 +204,12 @@ impl Cache {
         self.directory.trace(config)
     }
 
+    /// Remove traces of images, named by their config, that are not wanted: all but the latest
+    /// `left_max` of them.
+    pub fn sweep_traces(&self, is_wanted: impl Fn(&Digest) -> bool, left_max: usize) {
+        self.directory.sweep_traces(is_wanted, left_max);
+    }
+
     /// State at this moment. Looks at each layer's files.
     pub fn status(&self) -> CacheStatus {
         let entries = self.directory.layers();

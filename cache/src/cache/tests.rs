@@ -137,3 +137,20 @@ fn a_start_set_is_fetched_before_it_is_read() {
     wait_until("the start set", || layer.status().spans_present == 3);
     assert_eq!(test.blob.wants(), 3);
 }
+
+#[test]
+fn traces_of_images_that_are_gone_give_way_oldest_first() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = cache(root.path(), None);
+    let configs: Vec<_> = (0..5u8).map(|number| Digest::of(&[number])).collect();
+    for (days, config) in (0..).zip(&configs) {
+        let path = cache.trace_path(config);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let file = std::fs::File::create(&path).unwrap();
+        let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(days * 86_400);
+        file.set_modified(time).unwrap();
+    }
+    cache.sweep_traces(|config| *config == configs[0], 2);
+    let left: Vec<_> = configs.iter().map(|config| cache.trace_path(config).exists()).collect();
+    assert_eq!(left, [true, false, false, true, true]);
+}
