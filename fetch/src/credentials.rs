@@ -5,10 +5,13 @@ mod helper;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use docker_config::DockerAuths;
 use docker_config::DockerConfig;
 
 /// Name under which Docker keeps the credentials of Docker Hub.
@@ -72,16 +75,32 @@ pub enum CredentialSource {
     Lookup(CredentialLookup),
 }
 
-/// Finds a login by the host and, where one is about to be used, the repository.
-pub type FindLogin = dyn Fn(&str, &str) -> Option<Login> + Send + Sync;
+/// A login, or none, once it is known.
+pub type FoundLogin = Pin<Box<dyn Future<Output = Result<Option<Login>, CredentialsError>> + Send>>;
+
+/// Finds a login by the host and the repository that is about to be used.
+pub type FindLogin = dyn Fn(&str, &str) -> FoundLogin + Send + Sync;
 
 /// A source of credentials of the caller's.
 #[derive(Clone)]
 pub struct CredentialLookup {
     /// How messages name this source.
     pub name: String,
-    /// Finds them, without waiting for anything.
+    /// Finds them, within a time of its own.
     pub find: Arc<FindLogin>,
+}
+
+impl CredentialLookup {
+    /// A source named `name`.
+    pub fn new<F, Found>(name: impl Into<String>, find: F) -> Self
+    where
+        F: Fn(&str, &str) -> Found + Send + Sync + 'static,
+        Found: Future<Output = Result<Option<Login>, CredentialsError>> + Send + 'static,
+    {
+        let find =
+            move |host: &str, repository: &str| -> FoundLogin { Box::pin(find(host, repository)) };
+        Self { name: name.into(), find: Arc::new(find) }
+    }
 }
 
 impl fmt::Debug for CredentialLookup {
@@ -162,8 +181,13 @@ impl Credentials {
                     matches.then(|| Found { login: login.clone(), source: name.clone() })
                 }
                 CredentialSource::Lookup(lookup) => {
-                    let host = canonical(host);
-                    let login = repositories.iter().find_map(|it| (lookup.find)(host, it));
+                    let mut login = None;
+                    for repository in repositories {
+                        login = (lookup.find)(canonical(host), repository).await?;
+                        if login.is_some() {
+                            break;
+                        }
+                    }
                     login.map(|login| Found { login, source: lookup.name.clone() })
                 }
                 CredentialSource::DockerConfig(path) => match DockerConfig::read(path)? {

@@ -51,7 +51,8 @@ pub use blob::{
 };
 pub use content::Content;
 pub use credentials::{
-    CredentialLookup, CredentialSource, CredentialsError, FindLogin, Login, Secret,
+    CredentialLookup, CredentialSource, CredentialsError, DockerAuths, FindLogin, FoundLogin,
+    Login, Secret,
 };
 pub use engine::{BlobSpec, Engine, EngineError, EngineKind, EngineOptions, fetch_blocking};
 pub use hosts::HostsError;

@@ -192,6 +192,12 @@ impl Registry {
             name: reference.repository().to_owned(),
         })
     }
+
+    /// Read the configuration of hosts anew when a registry is named the next time. Repositories that
+    /// are in use keep theirs.
+    pub fn forget_hosts(&self) {
+        self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 impl Shared {

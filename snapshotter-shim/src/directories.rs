@@ -23,6 +23,12 @@ pub struct DirectoryError {
 }
 
 impl DirectoryError {
+    /// For `attempt` on `path`.
+    pub(crate) fn of(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self { attempt, path, source }
+    }
+
     /// Whether the disk has no room.
     pub fn is_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
@@ -94,6 +100,11 @@ impl Directories {
     /// A snapshot's content: the upper directory of an active one, a lower one of its children.
     pub fn fs(&self, id: u64) -> PathBuf {
         self.of(id).join("fs")
+    }
+
+    /// Where a snapshot with owners of its own has the layers below: by their number, nearest first.
+    pub fn mapped(&self, id: u64) -> PathBuf {
+        self.of(id).join("mapped")
     }
 
     /// What overlayfs needs beside an upper directory.

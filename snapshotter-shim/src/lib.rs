@@ -14,6 +14,7 @@
 pub mod config;
 pub mod containerd;
 pub mod content_store;
+pub mod credentials;
 pub mod cri;
 pub mod daemon;
 pub mod grpc;

@@ -55,8 +55,9 @@ fn run(program: Program, raw: RawFlags) -> anyhow::Result<()> {
         return Ok(());
     }
     if check_config {
+        life::check(&config.settings)?;
         println!("{} is fine", flags.config.path.display());
         return Ok(());
     }
-    life::run(&flags, &config.settings)
+    life::run(&flags, &config)
 }

@@ -3,7 +3,7 @@
 //! The shape is relied upon: containerd's applier writes straight into `upperdir` of a single overlay
 //! mount, and BuildKit and Docker read the directories out of the options.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::directories::Directories;
 use crate::state::{Kind, Snapshot};
@@ -21,11 +21,11 @@ pub struct Mount {
 
 /// The mount of an active snapshot or a view.
 ///
-/// `parents` are the ids of its parents, nearest first; `extra` goes to the end of overlay options.
+/// `lowers` are where its parents are shown, nearest first; `extra` goes to the end of overlay options.
 pub fn mount(
     directories: &Directories,
     snapshot: &Snapshot,
-    parents: &[u64],
+    lowers: &[PathBuf],
     extra: &[String],
 ) -> Mount {
     let access = match snapshot.kind {
@@ -33,21 +33,21 @@ pub fn mount(
         Kind::View => "ro",
         Kind::Committed => panic!("a committed snapshot is not mounted itself"),
     };
-    let bind = |id| {
+    let bind = |content: &Path| {
         let options = vec![access.to_owned(), "rbind".to_owned()];
-        Mount { fs_type: "bind", source: text(&directories.fs(id)), options }
+        Mount { fs_type: "bind", source: text(content), options }
     };
-    match (snapshot.kind, parents) {
-        (_, []) => bind(snapshot.id),
-        (Kind::View, &[parent]) => bind(parent),
-        _ => overlay(directories, snapshot, parents, extra),
+    match (snapshot.kind, lowers) {
+        (_, []) => bind(&directories.fs(snapshot.id)),
+        (Kind::View, [parent]) => bind(parent),
+        _ => overlay(directories, snapshot, lowers, extra),
     }
 }
 
 fn overlay(
     directories: &Directories,
     snapshot: &Snapshot,
-    parents: &[u64],
+    lowers: &[PathBuf],
     extra: &[String],
 ) -> Mount {
     let mut options = Vec::new();
@@ -55,7 +55,7 @@ fn overlay(
         options.push(format!("workdir={}", text(&directories.work(snapshot.id))));
         options.push(format!("upperdir={}", text(&directories.fs(snapshot.id))));
     }
-    let lower: Vec<_> = parents.iter().map(|&parent| text(&directories.fs(parent))).collect();
+    let lower: Vec<_> = lowers.iter().map(|lower| text(lower)).collect();
     options.push(format!("lowerdir={}", lower.join(":")));
     options.extend_from_slice(extra);
     Mount { fs_type: "overlay", source: "overlay".to_owned(), options }
@@ -95,7 +95,8 @@ mod tests {
                 updated: now,
                 usage: Usage::default(),
             };
-            let found = mount(&directories, &snapshot, parents, &["index=off".to_owned()]);
+            let lowers: Vec<_> = parents.iter().map(|&parent| directories.fs(parent)).collect();
+            let found = mount(&directories, &snapshot, &lowers, &["index=off".to_owned()]);
             let options: Vec<_> = options.iter().map(|option| option.replace('@', at)).collect();
             assert_eq!(found.fs_type, fs_type);
             assert_eq!(found.source, source.replace('@', at));

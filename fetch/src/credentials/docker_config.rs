@@ -97,6 +97,22 @@ impl DockerConfig {
     }
 }
 
+/// Logins by host, out of a text in the form of Docker's `config.json`: the content of a secret of
+/// Kubernetes, where helpers would be nobody's programs.
+pub struct DockerAuths(DockerConfig);
+
+impl DockerAuths {
+    /// Read the text. An error never repeats it.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        DockerConfig::parse(text).map(Self)
+    }
+
+    /// The login for a host.
+    pub fn login(&self, host: &str) -> Result<Option<Login>, &'static str> {
+        self.0.entry(host).map_or(Ok(None), Entry::login)
+    }
+}
+
 impl Entry {
     fn login(&self) -> Result<Option<Login>, &'static str> {
         let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());

@@ -137,9 +137,9 @@ async fn a_helper_without_entry_falls_back_to_the_file() {
 async fn a_lookup_is_told_what_is_about_to_be_used() {
     let find = |host: &str, repository: &str| {
         let known = host == "docker.io" && repository == "team/app";
-        known.then(|| password("u", "p"))
+        std::future::ready(Ok(known.then(|| password("u", "p"))))
     };
-    let lookup = CredentialLookup { name: "pulls".to_owned(), find: Arc::new(find) };
+    let lookup = CredentialLookup::new("pulls", find);
     let credentials =
         Credentials { sources: vec![CredentialSource::Lookup(lookup)], helper_path: None };
     let found = async |host: &str, repositories: &[&str]| {

@@ -6,6 +6,7 @@
 mod dump;
 mod raw;
 mod read;
+pub mod reload;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,8 @@ use std::path::{Path, PathBuf};
 pub use dump::dump;
 pub use raw::RawConfig;
 pub use resolve::{
-    BackgroundFetch, ContentStore, DecompressProgram, DropPolicy, FrontChoice, Listen, Mirror,
-    ParallelPull, PullModes, Retry, Settings,
+    BackgroundFetch, ContentStore, CredentialProviders, DecompressProgram, DropPolicy, FrontChoice,
+    Listen, Mirror, ParallelPull, PullModes, Retry, Settings,
 };
 
 /// Settings files are a few kilobytes.

@@ -264,6 +264,15 @@ table! {
         front: String = "auto".to_owned(),
         ztoc_from_full_pull: bool = true,
         overlay: Overlay = Overlay::default(),
+        credential_providers: CredentialProviders = CredentialProviders::default(),
+    }
+}
+
+table! {
+    /// The kubelet's credential providers, for fetches of ours.
+    CredentialProviders {
+        config: String = String::new(),
+        bin_dir: String = String::new(),
     }
 }
 

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 use super::raw::{DecompressStream, Mirror, RawConfig, ResolverHost};
+use super::resolve::socket_path;
 use super::{Fault, Finding};
 
 /// Stands for any name in the pattern.
@@ -22,7 +23,7 @@ const DEAD: [(&str, &str); 2] = [
 ];
 
 /// Keys that the peer reads and that mean nothing here.
-const WITHOUT_EFFECT: [(&str, &str); 10] = [
+const WITHOUT_EFFECT: [(&str, &str); 30] = [
     ("http_cache_type", "the peer does not use it either"),
     ("filesystem_cache_type", "spans are kept in layer files"),
     ("resolve_result_entry", "resolved layers are kept as long as they are mounted"),
@@ -33,6 +34,29 @@ const WITHOUT_EFFECT: [(&str, &str); 10] = [
     ("directory_cache.max_cache_fds", "spans are kept in layer files"),
     ("directory_cache.sync_add", "spans are kept in layer files"),
     ("directory_cache.direct", "spans are kept in layer files"),
+    ("debug", "the kernel answers most operations itself; see /debug/layers"),
+    ("fuse.log_fuse_operations", "the kernel answers most operations itself; see /debug/layers"),
+    ("fuse.attr_timeout", "layers never change: the kernel keeps what it knows"),
+    ("fuse.entry_timeout", "layers never change: the kernel keeps what it knows"),
+    ("fuse.negative_timeout", "layers never change: the kernel keeps what it knows"),
+    ("fuse_metrics_emit_wait_duration_sec", "the kernel answers most operations itself"),
+    ("disable_verification", "spans and layers are always verified"),
+    ("max_concurrency", "an image is looked up once for all its layers"),
+    ("blob.valid_interval", "a blob is asked for when it is read"),
+    ("blob.check_always", "a blob is asked for when it is read"),
+    ("blob.force_single_range_mode", "a request never asks for more than one range"),
+    (
+        "blob.max_span_verification_retries",
+        "a wrong span is asked for again as often as a lost one",
+    ),
+    ("background_fetch.fetch_period_msec", "idle bandwidth is used, and yields to who waits"),
+    ("background_fetch.max_queue_size", "each image plans its own fetches, within bounds"),
+    ("background_fetch.drop_policy", "each image plans its own fetches, within bounds"),
+    ("background_fetch.emit_metric_period_sec", "there is no such queue"),
+    ("prefetch.max_concurrency", "the fetcher has its own limits, and yields to who waits"),
+    ("resolver.auth_client_ttl_sec", "logins are asked for with every token"),
+    ("resolver.enable_auth_client_sharing", "tokens are shared as far as their scope allows"),
+    ("snapshotter.allow_invalid_mounts_on_restart", "a layer that is lost never stops the start"),
 ];
 
 /// What a file says.
@@ -93,6 +117,12 @@ impl Reader<'_> {
             let Some(value) = self.value(value, pattern, &path) else { continue };
             if table.insert(known.to_owned(), value.clone()).is_some() {
                 self.fault(line, format!("key {path} is given twice"));
+            }
+            if path.eq_ignore_ascii_case("debug_address")
+                && value.as_str().is_some_and(|it| !it.is_empty() && socket_path(it).is_none())
+            {
+                let text = "debug_address is no path of a socket, and nothing else is served";
+                self.warn(line, text.to_owned());
             }
             if let Some(why) = reason(&WITHOUT_EFFECT, &path)
                 && value != *pattern

@@ -14,8 +14,8 @@ use super::{Fault, Faults};
 pub struct Settings {
     /// Where metrics are served.
     pub metrics: Option<Listen>,
-    /// Unix socket or address of the debug endpoint.
-    pub debug_address: Option<String>,
+    /// Unix socket of the debug endpoint; none for the one beside the daemon's own.
+    pub debug_socket: Option<PathBuf>,
     /// Log every filesystem operation.
     pub log_operations: bool,
     /// Compare tar headers with what the zTOC says of them.
@@ -60,6 +60,8 @@ pub struct Settings {
     pub pull_modes: PullModes,
     /// Kubeconfig whose cluster's secrets are credentials: `Some(None)` for the usual places.
     pub kubeconfig: Option<Option<PathBuf>>,
+    /// The kubelet's credential providers.
+    pub credential_providers: Option<CredentialProviders>,
     /// CRI image service that we stand before, to learn credentials.
     pub cri_image_service: Option<PathBuf>,
     /// How long a login is kept; none for ever.
@@ -91,6 +93,15 @@ pub enum FrontChoice {
     Inode,
     /// Unpacked, if they come whole.
     Files,
+}
+
+/// Programs that tell credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialProviders {
+    /// A `CredentialProviderConfig` of the kubelet's.
+    pub config: PathBuf,
+    /// Directory of the programs.
+    pub programs: PathBuf,
 }
 
 /// Where to listen for HTTP.
@@ -233,7 +244,7 @@ fn resolve(raw: &RawConfig, check: &mut Check) -> Settings {
     let cri = &raw.cri_keychain;
     Settings {
         metrics: metrics(raw, check),
-        debug_address: non_empty(&raw.debug_address),
+        debug_socket: socket_path(&raw.debug_address).map(path),
         log_operations: raw.debug || raw.fuse.log_fuse_operations,
         verify_headers: !raw.disable_verification,
         lookups_max: check.limit("max_concurrency", raw.max_concurrency),
@@ -275,6 +286,7 @@ fn resolve(raw: &RawConfig, check: &mut Check) -> Settings {
         kubeconfig: keychain
             .enable_keychain
             .then(|| non_empty(&keychain.kubeconfig_path).map(PathBuf::from)),
+        credential_providers: credential_providers(&raw.spanfs.credential_providers, check),
         cri_image_service: cri.enable_keychain.then(|| path(&cri.image_service_path)),
         login_ttl: match resolver.auth_client_ttl_sec {
             ..0 => None,
@@ -297,6 +309,18 @@ fn resolve(raw: &RawConfig, check: &mut Check) -> Settings {
         ztoc_from_full_pull: raw.spanfs.ztoc_from_full_pull,
         overlay_options: overlay_options(raw, check),
     }
+}
+
+fn credential_providers(
+    raw: &raw::CredentialProviders,
+    check: &mut Check,
+) -> Option<CredentialProviders> {
+    let (config, programs) = (non_empty(&raw.config), non_empty(&raw.bin_dir));
+    if config.is_some() != programs.is_some() {
+        check.fault("spanfs.credential_providers needs both config and bin_dir".to_owned());
+    }
+    let (config, programs) = (config?.into(), programs?.into());
+    Some(CredentialProviders { config, programs })
 }
 
 fn metrics(raw: &RawConfig, check: &mut Check) -> Option<Listen> {
@@ -448,6 +472,11 @@ fn overlay_options(raw: &RawConfig, check: &mut Check) -> Vec<String> {
 
 fn non_empty(text: &str) -> Option<String> {
     Some(text.to_owned()).filter(|text| !text.is_empty())
+}
+
+/// What is no path is an address of TCP, which tells the state of a node to anyone.
+pub(super) fn socket_path(address: &str) -> Option<&str> {
+    Some(address).filter(|address| address.starts_with(['/', '.']) || address.starts_with("unix:"))
 }
 
 fn path(address: &str) -> PathBuf {

@@ -83,11 +83,12 @@ impl Keychain {
     /// The source of credentials for the fetcher.
     pub fn lookup(self: &Arc<Self>) -> CredentialLookup {
         let keychain = Arc::clone(self);
-        let find = move |host: &str, repository: &str| keychain.find(host, repository);
-        CredentialLookup { name: "CRI pulls".to_owned(), find: Arc::new(find) }
+        CredentialLookup::new("CRI pulls", move |host, repository| {
+            std::future::ready(Ok(keychain.find(host, repository)))
+        })
     }
 
-    fn find(&self, host: &str, repository: &str) -> Option<Login> {
+    pub(super) fn find(&self, host: &str, repository: &str) -> Option<Login> {
         let entries = self.entries.lock();
         let of_image = entries.images.values().filter(|entry| {
             let login_host = entry.login.server.as_deref().map_or(entry.host.as_str(), server_host);

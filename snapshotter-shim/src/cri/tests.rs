@@ -27,7 +27,7 @@ fn learn(keychain: &Keychain, request: &[u8]) {
 }
 
 fn found(keychain: &Arc<Keychain>, host: &str, repository: &str) -> Option<Login> {
-    (keychain.lookup().find)(host, repository)
+    keychain.find(host, repository)
 }
 
 fn login(username: &str, password: &str) -> Option<Login> {

@@ -11,15 +11,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 
+use super::debug;
 use super::flags::Flags;
+use super::http::{self, PROMETHEUS, Page, Pages};
 use super::notify::notify;
+use super::reload::Current;
 use super::socket::Address;
-use crate::config::Settings;
+use crate::config::{Config, CredentialProviders, Listen, Settings};
+use crate::credentials::{self, Kubernetes, Providers};
 use crate::cri::{ImageService, Keychain};
 use crate::grpc::{self, SnapshotsService};
 use crate::layers::access::Environment;
 use crate::layers::{AtEnd, Layers};
-use crate::metrics;
 use crate::overlay_support;
 use crate::snapshotter::Snapshotter;
 
@@ -31,18 +34,25 @@ const BLOCKING_THREADS_MAX: usize = 128;
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serve until a signal says to stop.
-pub fn run(flags: &Flags, settings: &Settings) -> anyhow::Result<()> {
+pub fn run(flags: &Flags, config: &Config) -> anyhow::Result<()> {
+    let settings = &config.settings;
     let keychain = settings.cri_image_service.as_ref().map(|_| {
         let path = flags.root.join("spanfs/logins.json");
         Arc::new(Keychain::open(path))
     });
-    let snapshotter = Arc::new(open(flags, settings, keychain.as_ref())?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("starting threads")?;
-    let outcome = runtime.block_on(serve(flags, settings, Arc::clone(&snapshotter), keychain));
+    let mut environment = Environment::of(|name| std::env::var(name).ok());
+    environment.lookups = {
+        let _entered = runtime.enter();
+        let kubernetes = settings.kubeconfig.clone().map(Kubernetes::start);
+        credentials::sources(kubernetes, keychain.as_ref(), providers(settings)?)
+    };
+    let snapshotter = Arc::new(open(flags, settings, &environment)?);
+    let outcome = runtime.block_on(serve(flags, config, Arc::clone(&snapshotter), keychain));
     runtime.shutdown_timeout(STOP_TIMEOUT);
     // As the peer: asked by hand it takes its mounts along, told by a supervisor it leaves them.
     let mounts = match outcome {
@@ -51,6 +61,18 @@ pub fn run(flags: &Flags, settings: &Settings) -> anyhow::Result<()> {
     };
     snapshotter.end(mounts);
     outcome.map(drop)
+}
+
+/// What only a look at the machine tells of settings.
+pub fn check(settings: &Settings) -> anyhow::Result<()> {
+    providers(settings).map(drop)
+}
+
+fn providers(settings: &Settings) -> anyhow::Result<Option<Providers>> {
+    let Some(CredentialProviders { config, programs }) = &settings.credential_providers else {
+        return Ok(None);
+    };
+    Providers::read(config, programs).map(Some).context("spanfs.credential_providers")
 }
 
 /// What ended it.
@@ -63,7 +85,7 @@ enum Told {
 fn open(
     flags: &Flags,
     settings: &Settings,
-    keychain: Option<&Arc<Keychain>>,
+    environment: &Environment,
 ) -> anyhow::Result<Snapshotter> {
     let work = flags.root.join("snapshotter");
     std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
@@ -73,9 +95,7 @@ fn open(
     }
     let options = overlay_support::options(&work, &settings.overlay_options);
     raise_file_limit();
-    let mut environment = Environment::of(|name| std::env::var(name).ok());
-    environment.pulls = keychain.map(|keychain| keychain.lookup());
-    let start = |snapshots: &Path| Layers::start(&flags.root, snapshots, settings, &environment);
+    let start = |snapshots: &Path| Layers::start(&flags.root, snapshots, settings, environment);
     Snapshotter::open_with(&flags.root, options, start)
         .with_context(|| format!("opening the snapshots of {}", flags.root.display()))
 }
@@ -91,17 +111,18 @@ fn raise_file_limit() {
 
 async fn serve(
     flags: &Flags,
-    settings: &Settings,
+    config: &Config,
     snapshotter: Arc<Snapshotter>,
     keychain: Option<Arc<Keychain>>,
 ) -> anyhow::Result<Told> {
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
+    let settings = &config.settings;
+    let current = Current::new(flags.config.clone(), config.raw.clone());
 
     if let Some(listen) = &settings.metrics {
-        let snapshotter = Arc::clone(&snapshotter);
-        let render: metrics::Render = Arc::new(move || snapshotter.metrics());
-        let serving = metrics::serve(listen, render);
+        let serving = http::serve(listen, metrics(Arc::clone(&snapshotter)));
         let serving = serving.await.with_context(|| format!("listening for metrics at {listen:?}"));
         tokio::spawn(serving?);
     }
@@ -112,13 +133,15 @@ async fn serve(
 
     let listener = flags.address.listen(&flags.default_address)?;
     let address = listener.local_addr().ok().and_then(|a| a.as_pathname().map(PathBuf::from));
+    let pages = debug::pages(Arc::clone(&snapshotter), current.clone());
+    let debug_socket = serve_debug(settings, address.as_deref(), pages).await?;
     listener.set_nonblocking(true).context("setting up the socket")?;
     let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_MAX)
-        .add_service(grpc::server(SnapshotsService::new(snapshotter)))
+        .add_service(grpc::server(SnapshotsService::new(Arc::clone(&snapshotter))))
         .add_optional_service(images)
         .serve_with_incoming_shutdown(incoming, async {
             drop(stopped.await);
@@ -128,12 +151,20 @@ async fn serve(
     let shown = address.as_deref().map(|path| path.display().to_string());
     tracing::info!(address = shown, "{} successfully started", flags.name);
 
-    let told = tokio::select! {
-        _ = interrupt.recv() => Told::Interrupt,
-        _ = terminate.recv() => Told::Terminate,
-        ended = &mut server => {
-            ended.context("the server")?.context("the server")?;
-            anyhow::bail!("the server ended by itself");
+    let told = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break Told::Interrupt,
+            _ = terminate.recv() => break Told::Terminate,
+            _ = hangup.recv() => {
+                let (current, snapshotter) = (current.clone(), Arc::clone(&snapshotter));
+                // It reads a file and writes some.
+                let reload = tokio::task::spawn_blocking(move || current.reload(&snapshotter));
+                reload.await.context("reloading settings")?;
+            }
+            ended = &mut server => {
+                ended.context("the server")?.context("the server")?;
+                anyhow::bail!("the server ended by itself");
+            }
         }
     };
     tracing::info!("Got {}", if told == Told::Interrupt { "interrupt" } else { "terminated" });
@@ -145,8 +176,39 @@ async fn serve(
     if let (Address::Path(path), Some(_)) = (&flags.address, &address) {
         drop(std::fs::remove_file(path));
     }
+    if let Some(path) = debug_socket {
+        drop(std::fs::remove_file(path));
+    }
     tracing::info!("Exiting");
     Ok(told)
+}
+
+fn metrics(snapshotter: Arc<Snapshotter>) -> Pages {
+    Arc::new(move |path| {
+        (path == "/metrics").then(|| Page { kind: PROMETHEUS, text: snapshotter.metrics() })
+    })
+}
+
+/// Beside the daemon's own socket unless the settings name another place; where they are then.
+async fn serve_debug(
+    settings: &Settings,
+    address: Option<&Path>,
+    pages: Pages,
+) -> anyhow::Result<Option<PathBuf>> {
+    let beside = address.map(|address| address.with_extension("debug.sock"));
+    let Some(path) = settings.debug_socket.clone().or(beside) else { return Ok(None) };
+    match http::serve(&Listen::Unix(path.clone()), pages).await {
+        Ok(serving) => {
+            tokio::spawn(serving);
+            Ok(Some(path))
+        }
+        // Nobody asked for this one.
+        Err(error) if settings.debug_socket.is_none() => {
+            tracing::warn!(path = %path.display(), %error, "no debug pages");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("debug pages at {}", path.display())),
+    }
 }
 
 fn tell(state: &str) {

@@ -90,7 +90,7 @@ fn inherited() -> Result<Option<UnixListener>, SocketError> {
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+pub(super) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new()
             .recursive(true)

@@ -16,7 +16,6 @@ fn code(failure: &Failure) -> Code {
         Failure::Refused(refusal) => refused(refusal),
         Failure::Filter(_) => Code::InvalidArgument,
         Failure::LayerExists(_) => Code::AlreadyExists,
-        Failure::Unsupported(_) => Code::Unimplemented,
         Failure::Unavailable { .. } | Failure::Layer { .. } => Code::Unavailable,
         Failure::Store(error) if error.is_full() => Code::ResourceExhausted,
         Failure::Directory(error) if error.is_full() => Code::ResourceExhausted,
@@ -24,6 +23,7 @@ fn code(failure: &Failure) -> Code {
         | Failure::Directory(_)
         | Failure::Usage(_)
         | Failure::Layers(_)
+        | Failure::Owners(_)
         | Failure::Root(_) => Code::Internal,
     }
 }

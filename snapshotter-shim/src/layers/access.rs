@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::RenameFlags;
 use spanfs::image::ImagesOptions;
 use spanfs_fetch::{
     CredentialLookup, CredentialSource, EngineOptions, PlanOptions, ProxyOptions, RegistryLimits,
@@ -24,8 +25,8 @@ pub struct Environment {
     pub no_proxy: Option<String>,
     /// Docker's `config.json`; it need not exist.
     pub docker_config: Option<PathBuf>,
-    /// Logins learned from pulls.
-    pub pulls: Option<CredentialLookup>,
+    /// Further sources of logins, in their order.
+    pub lookups: Vec<CredentialLookup>,
 }
 
 impl Environment {
@@ -42,7 +43,7 @@ impl Environment {
             https_proxy: either("HTTPS_PROXY"),
             no_proxy: either("NO_PROXY"),
             docker_config: docker.or(home).map(|directory| directory.join("config.json")),
-            pulls: None,
+            lookups: Vec::new(),
         }
     }
 }
@@ -57,7 +58,7 @@ pub(super) fn images_options(
     hosts: &Path,
 ) -> ImagesOptions {
     let docker = environment.docker_config.clone().map(CredentialSource::DockerConfig);
-    let pulls = environment.pulls.clone().map(CredentialSource::Lookup);
+    let lookups = environment.lookups.iter().cloned().map(CredentialSource::Lookup);
     let retry = settings.request_retry;
     let limits = RegistryLimits {
         dial: settings.connect_timeout,
@@ -87,7 +88,7 @@ pub(super) fn images_options(
     }
     let registry = RegistryOptions {
         // The peer's order.
-        credentials: docker.into_iter().chain(pulls).collect(),
+        credentials: docker.into_iter().chain(lookups).collect(),
         // The settings file's mirrors, then those that containerd pulls from.
         hosts_dirs: vec![hosts.to_owned(), CONTAINERD_HOSTS.into()],
         proxies: ProxyOptions {
@@ -146,22 +147,34 @@ pub(super) fn write_hosts(
     directory: &Path,
     mirrors: &BTreeMap<String, Vec<Mirror>>,
 ) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    std::fs::create_dir_all(directory)?;
+    let fresh = directory.with_extension("new");
+    remove(&fresh)?;
+    std::fs::create_dir_all(&fresh)?;
     for (registry, mirrors) in mirrors {
         let is_name = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
         if registry.starts_with('.') || !registry.chars().all(is_name) {
             let problem = format!("resolver.host.{registry:?} is no registry's name");
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, problem));
         }
-        let of_registry = directory.join(registry);
+        let of_registry = fresh.join(registry);
         std::fs::create_dir_all(&of_registry)?;
         std::fs::write(of_registry.join("hosts.toml"), hosts_toml(mirrors))?;
     }
-    Ok(())
+    // Whoever reads meanwhile sees all of the one or of the other.
+    if directory.exists() {
+        let (cwd, exchange) = (rustix::fs::CWD, RenameFlags::EXCHANGE);
+        rustix::fs::renameat_with(cwd, &fresh, cwd, directory, exchange)?;
+        remove(&fresh)
+    } else {
+        std::fs::rename(fresh, directory)
+    }
+}
+
+fn remove(directory: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

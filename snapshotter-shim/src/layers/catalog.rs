@@ -9,6 +9,7 @@ use spanfs::image::{Discovery, ImageError, Images, Search, Ztoc};
 use spanfs_fetch::{ImageRef, Source};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::{Descriptor, Platform};
+use spanfs_layer::soci::SpanRun;
 
 use super::memo::{Memo, NoOutcome};
 use super::request::Request;
@@ -31,6 +32,8 @@ pub(super) struct KnownLayer {
     pub(super) descriptor: Descriptor,
     pub(super) diff_id: Digest,
     pub(super) ztoc: Option<Digest>,
+    /// Spans that the index wants first.
+    pub(super) prefetch: Vec<SpanRun>,
     /// Until somebody opens the layer: then it is on the disk.
     bytes: Mutex<Option<Ztoc>>,
 }
@@ -67,8 +70,9 @@ pub(super) struct Catalog {
     images: Arc<Images>,
     /// zTOCs are kept below it.
     directory: PathBuf,
-    modes: PullModes,
     at_most: Duration,
+    /// Whether lists of spans to fetch first are read.
+    reads_prefetch: bool,
     metrics: Arc<Metrics>,
     looked_up: Memo<Key, Lookup>,
 }
@@ -84,8 +88,8 @@ impl Catalog {
     pub(super) fn new(
         images: Arc<Images>,
         directory: PathBuf,
-        modes: PullModes,
         at_most: Duration,
+        reads_prefetch: bool,
         metrics: Arc<Metrics>,
     ) -> Self {
         let kept = |lookup: &Lookup| match lookup {
@@ -93,22 +97,29 @@ impl Catalog {
             _ => FAILURE_KEPT,
         };
         let looked_up = Memo::new(IMAGES_MAX, kept);
-        Self { images, directory, modes, at_most, metrics, looked_up }
+        Self { images, directory, at_most, reads_prefetch, metrics, looked_up }
+    }
+
+    /// Look all images up anew when they are asked for the next time.
+    pub(super) fn forget(&self) {
+        self.looked_up.forget_done();
     }
 
     /// Find the image of a request, and fetch all its zTOCs, unless that was done lately.
-    pub(super) fn find(&self, request: &Request) -> Lookup {
+    pub(super) fn find(&self, request: &Request, modes: &PullModes) -> Lookup {
         let repository = format!("{}/{}", request.image.host(), request.image.repository());
         let key = Key { repository, manifest: request.manifest, index: request.index };
         let (images, directory) = (Arc::clone(&self.images), self.directory.clone());
-        let needs_index = self.modes.parallel.as_ref().is_none_or(|it| it.is_fallback);
+        let needs_index = modes.parallel.as_ref().is_none_or(|it| it.is_fallback);
         let search = needs_index.then_some(Search {
             digest: request.index,
-            annotation: self.modes.soci_v2,
-            referrers: self.modes.soci_v1,
+            annotation: modes.soci_v2,
+            referrers: modes.soci_v1,
         });
         let (request, metrics) = (request.clone(), Arc::clone(&self.metrics));
+        let reads_prefetch = self.reads_prefetch;
         let work = move || {
+            let search = search.map(|search| (search, reads_prefetch));
             let found = look_up(&images, &directory, &request, search, &metrics);
             found.map(Arc::new).map_err(|error| chain(&error))
         };
@@ -125,7 +136,7 @@ fn look_up(
     images: &Images,
     directory: &Path,
     request: &Request,
-    search: Option<Search>,
+    search: Option<(Search, bool)>,
     metrics: &Metrics,
 ) -> Result<Known, ImageError> {
     let name = ImageRef::Registry(request.image.with_digest(request.manifest));
@@ -133,13 +144,16 @@ fn look_up(
     let wanted: Vec<(Descriptor, Digest)> =
         image.layers().map(|(descriptor, diff_id)| (descriptor.clone(), diff_id)).collect();
     let since = Instant::now();
-    let (index, ztocs) = match search.map(|search| (images.discover_by(&image, &search), search)) {
+    let mut prefetch = Vec::new();
+    let discover =
+        |(search, reads): (Search, bool)| (images.discover_by(&image, &search), search, reads);
+    let (index, ztocs) = match search.map(discover) {
         None => (Err("whole layers are pulled".to_owned()), Vec::new()),
-        Some((Discovery::None { .. }, Search { annotation: false, referrers: false, .. })) => {
+        Some((Discovery::None { .. }, Search { annotation: false, referrers: false, .. }, _)) => {
             (Err("all lazy pull modes are disabled".to_owned()), Vec::new())
         }
-        Some((Discovery::None { reason }, _)) => (Err(reason), Vec::new()),
-        Some((discovery @ Discovery::Found { .. }, _)) => {
+        Some((Discovery::None { reason }, ..)) => (Err(reason), Vec::new()),
+        Some((discovery @ Discovery::Found { .. }, _, reads_prefetch)) => {
             let Discovery::Found { digest, by, .. } = &discovery else {
                 unreachable!("it matched")
             };
@@ -148,6 +162,9 @@ fn look_up(
             metrics.took(Operation::IndexFetch, &index, found - since);
             let ztocs = images.ztocs(&image, &discovery, &wanted, directory);
             metrics.took(Operation::ZtocFetch, &index, found.elapsed());
+            if reads_prefetch {
+                prefetch = images.prefetch_runs(&image, &discovery, &wanted);
+            }
             match ztocs {
                 Ok(ztocs) => (Ok(*digest), ztocs),
                 Err(error) => {
@@ -156,11 +173,12 @@ fn look_up(
             }
         }
     };
-    let mut ztocs = ztocs.into_iter();
+    let (mut ztocs, mut prefetch) = (ztocs.into_iter(), prefetch.into_iter());
     let layers = wanted.into_iter().map(|(descriptor, diff_id)| {
         let bytes = ztocs.next().flatten();
         let ztoc = bytes.as_ref().map(|ztoc| ztoc.digest);
-        KnownLayer { descriptor, diff_id, ztoc, bytes: Mutex::new(bytes) }
+        let prefetch = prefetch.next().unwrap_or_default();
+        KnownLayer { descriptor, diff_id, ztoc, prefetch, bytes: Mutex::new(bytes) }
     });
     Ok(Known {
         config: image.documents.manifest.config.digest,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use spanfs::image::decide::{self, Decision};
 use spanfs_layer::Digest;
 
-use super::Layers;
 use super::catalog::Known;
 use super::request::Request;
+use super::{Layers, Live};
 
 /// What becomes of a layer that was asked for.
 pub enum Answer {
@@ -42,12 +42,12 @@ impl Wanted {
 impl Layers {
     /// Whether and how we can have a layer. Asks the registry, once for all layers of an image.
     pub fn find(&self, request: &Request) -> Answer {
-        let is_parallel = self.modes.parallel.is_some();
-        let known = match self.catalog.find(request) {
+        let Live { lazy_len_min, modes, .. } = self.live.read().clone();
+        let is_parallel = modes.parallel.is_some();
+        let known = match self.catalog.find(request, &modes) {
             Ok(known) => known,
-            // The peer's words: people look for them.
             Err(reason) if is_parallel => return Answer::Fail(reason),
-            Err(reason) => return Answer::Defer(format!("no valid SOCI index found: {reason}")),
+            Err(reason) => return Answer::Defer(reason),
         };
         let named = known.layers.iter().position(|it| it.descriptor.digest == request.layer);
         let Some(position) = named else {
@@ -59,12 +59,10 @@ impl Layers {
             is_indexed: known.index.is_ok(),
             has_ztoc: layer.ztoc.is_some(),
             size: layer.descriptor.size,
-            lazy_len_min: self.lazy_len_min,
+            lazy_len_min,
         };
-        match (decide::decide(self.modes.parallel_mode(), facts), &known.index) {
-            (Decision::Defer, Err(reason)) => {
-                Answer::Defer(format!("no valid SOCI index found: {reason}"))
-            }
+        match (decide::decide(modes.parallel_mode(), facts), &known.index) {
+            (Decision::Defer, Err(reason)) => Answer::Defer(reason.clone()),
             (Decision::Defer, Ok(_)) => unreachable!("an index is used"),
             (decision, _) => {
                 let request = request.clone();

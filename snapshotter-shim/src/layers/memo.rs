@@ -102,6 +102,11 @@ impl<K: Clone + Eq + Hash + Debug, T: Clone + Send + 'static> Memo<K, T> {
         self.entries.lock().remove(key);
     }
 
+    /// Forget all outcomes. What is under way goes on, and its outcome is kept.
+    pub(super) fn forget_done(&self) {
+        self.entries.lock().retain(|_, slot| slot.outcome.lock().is_none());
+    }
+
     /// Forget outcomes whose time is over.
     pub(super) fn expire(&self) {
         let now = Instant::now();

@@ -15,6 +15,7 @@
 pub mod access;
 mod below;
 mod catalog;
+mod decisions;
 mod error;
 mod files;
 mod find;
@@ -29,11 +30,14 @@ mod shown;
 mod sweep;
 mod whole;
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use spanfs::image::Images;
 use spanfs_cache::{Background, Cache, CacheOptions};
 use spanfs_mount::policy::{self, Choice, Front};
@@ -41,17 +45,20 @@ use spanfs_mount::probe::Facts;
 use spanfs_mount::transport::ServerOptions;
 use spanfs_mount::{Mounter, MounterOptions, Parts};
 
-use crate::config::{FrontChoice, Settings};
+use crate::config::{FrontChoice, PullModes, Settings};
 use crate::content_store::ContentStore;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, NodeSample};
 use access::Environment;
 use catalog::Catalog;
+use decisions::Decisions;
+pub use decisions::{Decided, Outcome};
 pub use error::LayerError;
 pub use find::{Answer, Wanted};
 use open::Opener;
 use pull::Puller;
 pub use request::Request;
 pub use show::{Caller, Kind, Place, Placed};
+pub use shown::LayerReport;
 use shown::Registry;
 use whole::Wholes;
 
@@ -66,14 +73,14 @@ pub struct Layers {
     /// Layers that come whole are unpacked.
     unpacks: bool,
     background: Background,
-    /// How long a layer is shown before it is shown anew: tools count mounts after a pull.
-    settle_time: Duration,
-    lazy_len_min: u64,
-    modes: crate::config::PullModes,
+    live: RwLock<Live>,
+    /// Mirrors of the settings file, as the fetcher reads them.
+    hosts: PathBuf,
     catalog: Catalog,
     wholes: Wholes,
     registry: Registry,
     metrics: Arc<Metrics>,
+    decisions: Decisions,
     leftovers: AtomicBool,
 }
 
@@ -88,6 +95,7 @@ impl Layers {
     ) -> Result<Option<Self>, LayerError> {
         let base = root.join("spanfs");
         let [directory, mounts, hosts] = ["cache", "mounts", "hosts"].map(|name| base.join(name));
+        private_directory(&base).map_err(LayerError::disk(&base))?;
         std::fs::create_dir_all(&mounts).map_err(LayerError::disk(&mounts))?;
         access::write_hosts(&hosts, &settings.mirrors).map_err(LayerError::disk(&hosts))?;
         restore::recover(&mounts, snapshots);
@@ -107,43 +115,95 @@ impl Layers {
         // nerdctl's suite and SOCI's count the one-file mounts.
         options.parts = Parts::Visible;
         options.server = ServerOptions { mounts_max: MOUNTS_MAX, ..ServerOptions::default() };
+        // The peer's words, here and below.
         let background = match settings.background_fetch {
-            Some(_) => Background::On { bytes_per_second_max: None },
-            None => Background::Off,
+            Some(_) => {
+                tracing::info!("constructing background fetcher");
+                Background::On { bytes_per_second_max: None }
+            }
+            None => {
+                tracing::info!("background fetch is disabled");
+                Background::Off
+            }
         };
         let store = ContentStore::open(settings, root, images.runtime().handle());
         let store = Arc::new(store.map_err(LayerError::disk(root))?);
         let puller = Arc::new(Puller::new(settings, store)?);
-        let modes = settings.pull_modes.clone();
-        let at_most = settings.mount_timeout;
+        if let Some(parallel) = &settings.pull_modes.parallel {
+            tracing::info!(limits = ?parallel, "Parallel image pull enabled");
+        }
         let metrics = Arc::new(Metrics::default());
         Ok(Some(Self {
             mounter: Mounter::new(options)?,
             front,
             unpacks,
             background,
-            settle_time: settings.background_fetch.map_or(Duration::ZERO, |it| it.silence),
-            lazy_len_min: settings.lazy_layer_len_min,
+            live: RwLock::new(Live::of(settings)),
+            hosts,
             catalog: Catalog::new(
                 Arc::clone(&images),
                 directory.clone(),
-                modes.clone(),
-                at_most,
+                settings.mount_timeout,
+                settings.prefetch,
                 Arc::clone(&metrics),
             ),
             wholes: Wholes::new(),
-            modes,
             registry: Registry::default(),
             metrics,
+            decisions: Decisions::default(),
             leftovers: AtomicBool::default(),
             opener: Opener { images, cache, directory, stop: Arc::default(), puller },
         }))
     }
 
-    /// The numbers of a scrape; `directory` tells where a snapshot is.
-    pub fn metrics(&self, directory: impl Fn(u64) -> PathBuf) -> String {
+    /// Take what of other settings can be taken now; layers asked for from now on follow them.
+    pub fn reload(&self, settings: &Settings) -> Result<(), LayerError> {
+        access::write_hosts(&self.hosts, &settings.mirrors)
+            .map_err(LayerError::disk(&self.hosts))?;
+        self.opener.images.forget_hosts();
+        let mut live = self.live.write();
+        let parallel = live.modes.parallel.take();
+        *live = Live::of(settings);
+        // Its threads are there, or they are not.
+        live.modes.parallel = parallel;
+        self.catalog.forget();
+        Ok(())
+    }
+
+    /// The numbers of a scrape; `directory` tells where a snapshot is, `snapshots` how many of each
+    /// kind there are.
+    pub fn metrics(
+        &self,
+        directory: impl Fn(u64) -> PathBuf,
+        snapshots: BTreeMap<&'static str, u64>,
+    ) -> String {
         let place = |id| directory(id).display().to_string();
-        self.metrics.render(&self.registry.samples(place))
+        let cache = self.opener.cache.status();
+        let node = NodeSample {
+            snapshots,
+            decided: self.decisions.counts(),
+            disk_bytes: cache.disk_bytes,
+            memory_bytes: cache.memory_bytes,
+            inflight_bytes: cache.inflight_bytes,
+            waiting: cache.waiting as u64,
+        };
+        self.metrics.render(&self.registry.samples(place), &node)
+    }
+
+    /// Every layer that is shown or noted, and how; `directory` tells where a snapshot is.
+    pub fn report(&self, directory: impl Fn(u64) -> PathBuf) -> Vec<LayerReport> {
+        self.registry.reports(|id| directory(id).display().to_string())
+    }
+
+    /// What was decided lately about layers that were asked for, and why; also about those that are
+    /// not ours.
+    pub fn decisions(&self) -> Vec<Decided> {
+        self.decisions.all()
+    }
+
+    /// Keep what was decided about a layer.
+    pub fn decided(&self, request: &Request, outcome: Outcome, reason: &str) {
+        self.decisions.add(request, outcome, reason);
     }
 
     /// The process ends: stop what is under way, and leave mounts to the next one or take them away.
@@ -153,6 +213,31 @@ impl Layers {
         match mounts {
             AtEnd::Stay => self.registry.leave(),
             AtEnd::Go => self.registry.retain(|_| false),
+        }
+    }
+}
+
+/// Layers of private images, and logins: for root alone, whoever may look into the directory above.
+fn private_directory(path: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+/// Settings that change while we run.
+#[derive(Clone, Debug)]
+struct Live {
+    /// How long a layer is shown before it is shown anew: tools count mounts after a pull.
+    settle_time: Duration,
+    lazy_len_min: u64,
+    modes: PullModes,
+}
+
+impl Live {
+    fn of(settings: &Settings) -> Self {
+        Self {
+            settle_time: settings.background_fetch.map_or(Duration::ZERO, |it| it.silence),
+            lazy_len_min: settings.lazy_layer_len_min,
+            modes: settings.pull_modes.clone(),
         }
     }
 }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::Descriptor;
 
+use super::decisions::Outcome;
+
 /// Name in the snapshot's directory.
 const NAME: &str = "layer.json";
 /// Changing it makes older ones unreadable: read both instead.
@@ -40,6 +42,16 @@ pub(super) struct Note {
     pub(super) ztoc: Option<Digest>,
     /// Whether nothing lies below.
     pub(super) lowest: bool,
+    /// How it came, for operators; notes of older versions don't say.
+    #[serde(default)]
+    pub(super) how: Option<How>,
+}
+
+/// How a layer came, and why so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct How {
+    pub(super) outcome: Outcome,
+    pub(super) reason: String,
 }
 
 impl Note {
@@ -57,6 +69,7 @@ impl Note {
             diff_id,
             ztoc: None,
             lowest: image.lowest,
+            how: None,
         }
     }
 

@@ -87,8 +87,13 @@ impl Layers {
 
     /// See to it that a snapshot's layer, if it is one of ours, can be read.
     pub fn ensure(&self, place: &Place) -> Result<(), LayerError> {
-        match self.registry.state(place.id, self.settle_time) {
-            State::Ordinary => Ok(()),
+        // The peer's words: its tests and its users count them.
+        tracing::debug!(id = place.id, "checking mount point");
+        match self.registry.state(place.id, self.settle_time()) {
+            State::Ordinary => {
+                tracing::debug!(id = place.id, "layer is normal snapshot(overlayfs)");
+                Ok(())
+            }
             State::Shown => Ok(()),
             State::Ripe => {
                 self.make_direct(place);
@@ -98,7 +103,7 @@ impl Layers {
             State::Noted(_) => {
                 let _one_at_a_time = self.registry.lock(place.id);
                 // Who had it before us may have done it.
-                let State::Noted(note) = self.registry.state(place.id, self.settle_time) else {
+                let State::Noted(note) = self.registry.state(place.id, self.settle_time()) else {
                     return Ok(());
                 };
                 let name: ImageRef = note.image.parse()?;

@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use spanfs::image::OpenLayer;
 use spanfs::image::decide::Decision;
 use spanfs::layer_index::index_layer;
-use spanfs_cache::ImageSpec;
+use spanfs_cache::{ImageSpec, Layer};
+use spanfs_fetch::Priority;
 use spanfs_layer::Digest;
+use spanfs_layer::soci::SpanRun;
 use spanfs_layer::tree::TreeOptions;
 use spanfs_mount::Mount;
 use spanfs_mount::policy::Front;
 
+use super::decisions::Outcome;
 use super::find::Wanted;
-use super::note::{self, Note};
+use super::note::{self, How, Note};
 use super::shown::{self, Shown};
 use super::{LayerError, Layers, below};
 use crate::daemon::log::chain;
@@ -75,6 +78,18 @@ pub enum Kind {
     Parallel,
 }
 
+/// Ask for spans that the image's index wants before anybody reads.
+fn fetch_first(layer: &Layer, runs: &[SpanRun]) {
+    let spans = layer.table().spans();
+    for run in runs {
+        let last = (run.last as usize).min(spans.len().saturating_sub(1));
+        if let (Some(first), Some(last)) = (spans.get(run.first as usize), spans.get(last)) {
+            let range = first.uncompressed.start..last.uncompressed.end;
+            layer.prefetch(range, Priority::Prefetch);
+        }
+    }
+}
+
 impl Layers {
     /// Show a layer at `place`, whose directory is empty. On failure nothing is left there but files.
     pub fn show(
@@ -102,34 +117,44 @@ impl Layers {
         let Wanted { known, position, decision, request } = wanted;
         let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
         let mut ztoc = None;
-        let (open, kind) = match decision {
+        let digest = &layer.descriptor.digest;
+        let (open, kind, reason) = match decision {
             Decision::Lazy => match self.opener.lazy(known, layer) {
                 Ok((open, used)) => {
+                    let reason = format!("zTOC {} says where its spans are", used.digest);
                     ztoc = Some(used);
-                    (open, Kind::Lazy)
+                    (open, Kind::Lazy, reason)
                 }
                 Err(error) => {
                     let error = chain(&error);
-                    let digest = &layer.descriptor.digest;
                     tracing::warn!(layerDigest = %digest, error, "layer is not lazy");
                     self.metrics.count(Event::MountFailure);
-                    (self.opener.whole(known, layer, request)?, Kind::Whole)
+                    (self.opener.whole(known, layer, request)?, Kind::Whole, error)
                 }
             },
             Decision::Whole { reason } => {
-                let layer_digest = &layer.descriptor.digest;
-                tracing::info!(layerDigest = %layer_digest, reason, "preparing snapshot as local snapshot");
-                (self.opener.whole(known, layer, request)?, Kind::Whole)
+                tracing::info!(layerDigest = %digest, reason, "preparing snapshot as local snapshot");
+                (self.opener.whole(known, layer, request)?, Kind::Whole, (*reason).to_owned())
             }
             Decision::Parallel => {
+                let reason = match &known.index {
+                    Ok(_) => "parallel_pull_unpack is on".to_owned(),
+                    Err(reason) => reason.clone(),
+                };
                 let open = self.wholes.obtain(&self.opener, known, *position, request, caller)?;
-                (open, Kind::Parallel)
+                (open, Kind::Parallel, reason)
             }
             Decision::Defer => unreachable!("not ours"),
+        };
+        let outcome = match kind {
+            Kind::Lazy => Outcome::Lazy,
+            Kind::Whole => Outcome::Whole,
+            Kind::Parallel => Outcome::Parallel,
         };
         if self.unpacks && kind != Kind::Lazy {
             let usage = self.unpack(&open, place)?;
             self.forget_unpacked(open);
+            self.decided(request, outcome, &reason);
             return Ok(Placed { kind, usage });
         }
         let image = note::Place {
@@ -141,17 +166,25 @@ impl Layers {
             lowest: place.lowers.is_empty(),
         };
         let mut note = Note::new(&layer.descriptor, layer.diff_id, &image);
+        note.how = Some(How { outcome, reason });
         note.ztoc = open.spans.as_ref().map(|spans| *spans.ztoc_digest());
         note.write(&place.directory).map_err(LayerError::disk(&place.directory))?;
         let note = Arc::new(note);
         // From here on no sweep takes the zTOC; one before may have.
         self.registry.note(place.id, Arc::clone(&note));
+        let spans = open.spans.clone();
         let shown = || -> Result<(), LayerError> {
             ztoc.map_or(Ok(()), |ztoc| ztoc.keep(&self.opener.directory))?;
             self.mount(open, Arc::clone(&note), place)
         };
         shown().inspect_err(|_| self.hide(place.id))?;
         layer.forget_bytes();
+        if let Some(spans) = spans {
+            fetch_first(&spans, &layer.prefetch);
+        }
+        if let Some(How { outcome, reason }) = &note.how {
+            self.decided(request, *outcome, reason);
+        }
         let layers = known.layers.iter().map(|layer| layer.descriptor.digest);
         self.prefetch(place.id, &note, layers);
         Ok(Placed { kind, usage: Usage::default() })
@@ -170,6 +203,8 @@ impl Layers {
                 let index = place.directory.join("index");
                 let describe = |paths: &[Vec<u8>]| below::describe(&place.lowers, paths);
                 let layer = index_layer(&open, note.lowest, &index, describe)?;
+                let digest = note.layer.to_string();
+                self.metrics.took(Operation::IndexLayer, &digest, since.elapsed());
                 (self.mounter.layer(&layer, &at)?, Some(layer))
             }
             Front::Inode => (self.inodes(&open, &at)?, None),
@@ -202,6 +237,11 @@ impl Layers {
         self.registry.prefetch(id, self.opener.cache.image(spec));
     }
 
+    /// How long a layer is shown before its mount is changed.
+    pub(super) fn settle_time(&self) -> Duration {
+        self.live.read().settle_time
+    }
+
     /// Undo [`Self::show`].
     pub fn hide(&self, id: u64) {
         self.registry.retain(|other| other != id);
@@ -212,7 +252,7 @@ impl Layers {
         let id = place.id;
         // While it is taken, it looks as if it were to be mounted.
         let _one_at_a_time = self.registry.lock(id);
-        let Some(mut shown) = self.registry.take_complete(id, self.settle_time) else { return };
+        let Some(mut shown) = self.registry.take_complete(id, self.settle_time()) else { return };
         let at = place.directory.join("fs");
         let layer = shown.layer.as_ref();
         let direct = layer.map(|layer| self.mounter.direct(layer, &at, &mut shown.mount));

@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use serde::Serialize;
 use spanfs_cache::{Content, Image as Prefetch, Layer, Verification};
 use spanfs_layer::Digest;
 use spanfs_mount::{Busy, Ended, Mount, Mounter};
 
+use super::decisions::Outcome;
 use super::note::Note;
 use crate::metrics::LayerSample;
 
@@ -38,6 +40,49 @@ pub(super) struct Shown {
     pub(super) prefetch: Option<Arc<Prefetch>>,
 }
 
+/// A layer and how it is shown, for operators. What has no value is not known, or not yet.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerReport {
+    /// Id of its snapshot.
+    pub snapshot: u64,
+    /// Name of its snapshot.
+    pub name: Option<String>,
+    /// Where it is shown.
+    pub mount_point: String,
+    /// Repository that it was pulled from.
+    pub image: String,
+    /// Manifest that it was pulled for.
+    pub manifest: String,
+    /// Its blob.
+    pub layer: String,
+    /// Its zTOC.
+    pub ztoc: Option<String>,
+    /// Place in its image; 0 is the lowest.
+    pub position: usize,
+    /// Layers of its image.
+    pub layers: usize,
+    /// Bytes of the blob.
+    pub bytes: u64,
+    /// How it came: `lazy`, `whole` or `parallel`.
+    pub decision: Option<Outcome>,
+    /// Why.
+    pub reason: Option<String>,
+    /// What the kernel sees; none while it is not mounted.
+    pub shown: Option<String>,
+    /// Spans that it has.
+    pub spans: Option<usize>,
+    /// Spans that need no fetch.
+    pub spans_present: Option<usize>,
+    /// Compressed bytes fetched since it was opened.
+    pub fetched_bytes: Option<u64>,
+    /// Spans that could not be had since then.
+    pub failures: Option<u64>,
+    /// Whether the whole was proved.
+    pub verification: Option<String>,
+    /// Why spans are not kept on the disk.
+    pub disk_error: Option<String>,
+}
+
 struct Entry {
     note: Arc<Note>,
     shown: Option<Shown>,
@@ -50,6 +95,14 @@ pub(super) struct Registry {
     /// Snapshots whose mount somebody is about to change.
     busy: Mutex<HashSet<u64>>,
     free: Condvar,
+}
+
+/// What the notes of all snapshots name.
+pub(super) struct Wanted {
+    pub(super) layers: HashSet<Digest>,
+    pub(super) ztocs: HashSet<Digest>,
+    /// Configs of images.
+    pub(super) configs: HashSet<Digest>,
 }
 
 /// Whether a layer can be read, and what is to be done about it.
@@ -151,11 +204,15 @@ impl Registry {
         entries.iter().map(|(id, entry)| (*id, Arc::clone(&entry.note))).collect()
     }
 
-    /// Layers and zTOCs that are wanted.
-    pub(super) fn wanted(&self) -> (HashSet<Digest>, HashSet<Digest>) {
+    /// What a sweep must leave.
+    pub(super) fn wanted(&self) -> Wanted {
         let entries = self.entries.lock();
-        let layers = entries.values().map(|entry| entry.note.layer).collect();
-        (layers, entries.values().filter_map(|entry| entry.note.ztoc).collect())
+        let notes = || entries.values().map(|entry| &entry.note);
+        Wanted {
+            layers: notes().map(|note| note.layer).collect(),
+            ztocs: notes().filter_map(|note| note.ztoc).collect(),
+            configs: notes().map(|note| note.config).collect(),
+        }
     }
 
     /// All that are shown, as numbers; `mount_point` tells where a snapshot is.
@@ -178,6 +235,41 @@ impl Registry {
             Some(sample)
         };
         entries.iter().filter_map(sample).collect()
+    }
+
+    /// All that there are, for people; `mount_point` tells where a snapshot is.
+    pub(super) fn reports(&self, mount_point: impl Fn(u64) -> String) -> Vec<LayerReport> {
+        let entries = self.entries.lock();
+        let report = |(&snapshot, Entry { note, shown }): (&u64, &Entry)| {
+            let spans = shown.as_ref().and_then(|shown| shown.spans.as_ref());
+            let status = spans.map(|spans| spans.status());
+            let front = shown.as_ref().and_then(|shown| shown.mount.layers().first().copied());
+            LayerReport {
+                snapshot,
+                name: None,
+                mount_point: mount_point(snapshot),
+                image: note.image.clone(),
+                manifest: note.manifest.to_string(),
+                layer: note.layer.to_string(),
+                ztoc: note.ztoc.map(|digest| digest.to_string()),
+                position: note.position,
+                layers: note.count,
+                bytes: note.size,
+                decision: note.how.as_ref().map(|how| how.outcome),
+                reason: note.how.as_ref().map(|how| how.reason.clone()),
+                shown: front.map(|front| format!("{front:?}")),
+                spans: status.as_ref().map(|it| it.span_count),
+                spans_present: status.as_ref().map(|it| it.spans_present),
+                fetched_bytes: status.as_ref().map(|it| it.fetched_bytes),
+                failures: status.as_ref().map(|it| it.failures),
+                verification: status.as_ref().map(|it| format!("{:?}", it.verification)),
+                disk_error: status.and_then(|it| it.disk_error),
+            }
+        };
+        let mut reports: Vec<_> = entries.iter().map(report).collect();
+        drop(entries);
+        reports.sort_by_key(|report| report.snapshot);
+        reports
     }
 
     /// Take away all but the snapshots that are wanted.

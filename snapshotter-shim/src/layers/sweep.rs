@@ -7,9 +7,13 @@ use spanfs::image::Ztoc;
 use spanfs_cache::CacheError;
 
 use super::Layers;
+use super::shown::Wanted;
 use crate::daemon::log::chain;
 use crate::disk_usage::disk_usage;
 use crate::state::Usage;
+
+/// Traces of images that are gone: they may come back, and a trace is some kilobytes.
+const TRACES_LEFT: usize = 256;
 
 impl Layers {
     /// Disk that a snapshot's layer takes; none for a snapshot whose content is its own. A layer that
@@ -24,7 +28,7 @@ impl Layers {
     pub fn retain(&self, is_wanted: impl Fn(u64) -> bool) {
         self.registry.retain(is_wanted);
         self.wholes.forget_done();
-        let (layers, ztocs) = self.registry.wanted();
+        let Wanted { layers, ztocs, configs } = self.registry.wanted();
         let mut left = false;
         for layer in self.opener.cache.layers().iter().filter(|layer| !layers.contains(layer)) {
             if self.opener.cache.is_expected(layer) {
@@ -45,6 +49,7 @@ impl Layers {
         if let Err(error) = Ztoc::sweep(&self.opener.directory, |digest| ztocs.contains(digest)) {
             tracing::warn!(error = chain(&error), "zTOCs that nobody needs stay");
         }
+        self.opener.cache.sweep_traces(|config| configs.contains(config), TRACES_LEFT);
     }
 
     /// Whether the latest [`Self::retain`] left something that was still in use.

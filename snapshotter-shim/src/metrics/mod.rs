@@ -2,7 +2,6 @@
 //!
 //! The text form is written by hand: client libraries of the newer form rename counters.
 
-mod serve;
 mod text;
 
 use std::collections::BTreeMap;
@@ -10,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-pub use serve::{Render, serve};
 use text::{Family, Text};
 
 /// Something that takes time; names are the peer's.
@@ -24,6 +22,8 @@ pub enum Operation {
     IndexFetch,
     /// Fetching all zTOCs of an image.
     ZtocFetch,
+    /// Making or finding the index of a layer, which tells the kernel its files.
+    IndexLayer,
 }
 
 impl Operation {
@@ -33,6 +33,7 @@ impl Operation {
             Self::FuseMount => "fuse_mount",
             Self::IndexFetch => "soci_index_fetch",
             Self::ZtocFetch => "ztoc_fetch",
+            Self::IndexLayer => "init_metadata_store",
         }
     }
 }
@@ -74,6 +75,23 @@ pub struct LayerSample {
     pub failures: u64,
     /// It is served by this process.
     pub is_served: bool,
+}
+
+/// The node at the moment of a scrape.
+#[derive(Clone, Debug, Default)]
+pub struct NodeSample {
+    /// Snapshots by the name of their kind.
+    pub snapshots: BTreeMap<&'static str, u64>,
+    /// Layers asked for since the start, by what became of them.
+    pub decided: BTreeMap<String, u64>,
+    /// Bytes on disk of all layers in the cache.
+    pub disk_bytes: u64,
+    /// Bytes of spans kept in memory, where the disk has no room.
+    pub memory_bytes: u64,
+    /// Bytes asked of registries that have not come yet.
+    pub inflight_bytes: u64,
+    /// Reads that wait for bytes.
+    pub waiting: u64,
 }
 
 /// Upper bounds of the peer's buckets in milliseconds: 1, 2, 4, ... 16384.
@@ -128,7 +146,7 @@ impl Metrics {
     }
 
     /// Everything as Prometheus reads it.
-    pub fn render(&self, layers: &[LayerSample]) -> String {
+    pub fn render(&self, layers: &[LayerSample], node: &NodeSample) -> String {
         let mut text = Text::default();
         self.durations(&mut text);
         self.counts(&mut text, layers);
@@ -149,6 +167,7 @@ impl Metrics {
         let help = "Layers whose mounts need this process.";
         text.family(Family::Gauge, "spanfs_layers_served", help);
         text.sample("", &[], served as f64);
+        node_samples(&mut text, node);
         self.process(&mut text);
         text.0
     }
@@ -213,6 +232,31 @@ impl Metrics {
             text.family(Family::Gauge, name, help);
             text.sample("", &[], value);
         }
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let help = "Time that cores worked for this process.";
+        text.family(Family::Counter, "process_cpu_seconds_total", help);
+        text.sample("", &[], used.tv_sec as f64 + used.tv_nsec as f64 / 1e9);
+    }
+}
+
+fn node_samples(text: &mut Text, node: &NodeSample) {
+    text.family(Family::Gauge, "spanfs_snapshots", "Snapshots.");
+    for (kind, count) in &node.snapshots {
+        text.sample("", &[("kind", kind)], *count as f64);
+    }
+    let help = "Layers that were asked for, by what became of them.";
+    text.family(Family::Counter, "spanfs_layers_decided_total", help);
+    for (outcome, count) in &node.decided {
+        text.sample("", &[("outcome", outcome)], *count as f64);
+    }
+    for (name, help, value) in [
+        ("spanfs_cache_disk_bytes", "Disk that layers in the cache take.", node.disk_bytes),
+        ("spanfs_cache_memory_bytes", "Spans in memory for want of disk.", node.memory_bytes),
+        ("spanfs_inflight_bytes", "Bytes asked of registries.", node.inflight_bytes),
+        ("spanfs_waiting_reads", "Reads that wait for bytes.", node.waiting),
+    ] {
+        text.family(Family::Gauge, name, help);
+        text.sample("", &[], value as f64);
     }
 }
 
@@ -233,7 +277,7 @@ mod tests {
             fetched: 4,
             ..LayerSample::default()
         };
-        let text = metrics.render(&[layer]);
+        let text = metrics.render(&[layer], &NodeSample::default());
         let name = "soci_fs_operation_duration_milliseconds";
         let labels = "operation_type=\"mount\",layer=\"sha256:1\"";
         for line in [
@@ -253,6 +297,48 @@ mod tests {
             "spanfs_layers 1".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
+        }
+    }
+
+    /// The board shows nothing that is not there: each name in its queries is served.
+    #[test]
+    fn every_metric_of_the_board_exists() {
+        fn queries(value: &serde_json::Value, found: &mut Vec<String>) {
+            match value {
+                serde_json::Value::Object(map) => {
+                    found.extend(map.get("expr").and_then(|it| it.as_str()).map(str::to_owned));
+                    map.values().for_each(|value| queries(value, found));
+                }
+                serde_json::Value::Array(list) => {
+                    list.iter().for_each(|value| queries(value, found));
+                }
+                _ => {}
+            }
+        }
+        let board = include_str!("../../grafana/spanfs.json");
+        let board: serde_json::Value = serde_json::from_str(board).unwrap();
+        let mut all = Vec::new();
+        queries(&board, &mut all);
+        assert!(all.len() >= 10, "{} queries", all.len());
+        let metrics = Metrics::default();
+        metrics.took(Operation::Mount, "sha256:1", Duration::ZERO);
+        let node = NodeSample {
+            snapshots: BTreeMap::from([("active", 1)]),
+            decided: BTreeMap::from([("lazy".to_owned(), 1)]),
+            ..NodeSample::default()
+        };
+        let text = metrics.render(&[LayerSample::default()], &node);
+        let name = regex::Regex::new(r"\b(?:soci|spanfs|process)_[a-z_]+\b").unwrap();
+        for query in &all {
+            let mut names = name.find_iter(query).peekable();
+            assert!(names.peek().is_some(), "{query} asks for nothing of ours");
+            for name in names {
+                let is_served = |line: &str| {
+                    line.strip_prefix(name.as_str())
+                        .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                };
+                assert!(text.lines().any(is_served), "{} of {query} is not served", name.as_str());
+            }
         }
     }
 

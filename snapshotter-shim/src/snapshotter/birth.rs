@@ -44,11 +44,13 @@ impl<'a> Birth<'a> {
 
 impl Drop for Birth<'_> {
     fn drop(&mut self) {
-        if !self.is_recorded
-            && let Err(error) = self.snapshotter.directories.remove(&self.id.to_string())
-        {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(id = self.id, error, "cannot remove the directory of a failed snapshot");
+        if !self.is_recorded {
+            let name = self.id.to_string();
+            self.snapshotter.hide_mapped(&name);
+            if let Err(error) = self.snapshotter.directories.remove(&name) {
+                let (id, error) = (self.id, &error as &dyn std::error::Error);
+                tracing::warn!(id, error, "cannot remove the directory of a failed snapshot");
+            }
         }
         self.snapshotter.ids.lock().unborn.remove(&self.id);
     }

@@ -4,7 +4,7 @@ use super::birth::Birth;
 use super::{Failure, Snapshotter};
 use crate::daemon::log::chain as chain_of;
 use crate::layers::request::{INDEXED, NAMESPACE, REMOTE, namespace};
-use crate::layers::{Answer, Caller, Kind as Shown, Layers, Placed, Request, Wanted};
+use crate::layers::{Answer, Caller, Kind as Shown, Layers, Outcome, Placed, Request, Wanted};
 use crate::state::{Command, Kind, Labels};
 
 /// An extraction that asks for an image's layer.
@@ -23,31 +23,41 @@ impl Snapshotter {
     pub(super) fn place_layer(&self, layers: &Layers, asked: &Asked<'_>) -> Result<(), Failure> {
         let Asked { chain, key, parent, labels, .. } = *asked;
         self.state.read().may_create(key, Kind::Active, parent)?;
-        let defer = |reason: &str| {
+        // The peer's words: people look for them.
+        let tell = |what: &str, reason: &str| {
             tracing::info!(
                 "defer-snapshot-runtime" = "true",
                 key,
                 parent,
-                reason,
-                "deferring to container runtime"
+                error = reason,
+                "{what}; deferring to container runtime"
             );
-            Ok(())
         };
         let mut request = match Request::parse(labels) {
             Ok(request) => request,
-            Err(error) => return defer(&chain_of(&error)),
+            Err(error) => {
+                tell("the layer is not named", &chain_of(&error));
+                return Ok(());
+            }
         };
         request.namespace = namespace(asked.caller.namespace, key).map(str::to_owned);
+        let defer = |what: &str, reason: &str| {
+            tell(what, reason);
+            layers.decided(&request, Outcome::Deferred, &format!("{what}: {reason}"));
+            Ok(())
+        };
+        let fail = |reason: String| {
+            layers.decided(&request, Outcome::Failed, &reason);
+            Err(Failure::Layer { layer: request.layer.to_string(), reason })
+        };
         let _one_at_a_time = self.making(chain, parent);
         if self.state.read().layer(chain, parent).is_some() {
             return Err(Failure::LayerExists(chain.to_owned()));
         }
         let wanted = match layers.find(&request) {
             Answer::Ours(wanted) => wanted,
-            Answer::Defer(reason) => return defer(&reason),
-            Answer::Fail(reason) => {
-                return Err(Failure::Layer { layer: request.layer.to_string(), reason });
-            }
+            Answer::Defer(reason) => return defer("no valid SOCI index found", &reason),
+            Answer::Fail(reason) => return fail(reason),
         };
         if !parent.is_empty() {
             self.ensure_below(parent)?;
@@ -64,12 +74,9 @@ impl Snapshotter {
                     error,
                     "failed to prepare remote snapshot"
                 );
-                defer("failed to prepare local snapshot")
+                defer("failed to prepare local snapshot", &error)
             }
-            Err(Failure::Unavailable { source, .. }) => {
-                let reason = chain_of(&source);
-                Err(Failure::Layer { layer: request.layer.to_string(), reason })
-            }
+            Err(Failure::Unavailable { source, .. }) => fail(chain_of(&source)),
             Err(failure) => Err(failure),
         }
     }

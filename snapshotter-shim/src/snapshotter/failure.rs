@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use spanfs_mount::id_map::OwnersError;
+
 use crate::directories::DirectoryError;
 use crate::disk_usage::UsageError;
 use crate::filter::FilterError;
@@ -38,9 +40,9 @@ pub enum Failure {
         /// Why not.
         reason: String,
     },
-    /// We don't do this.
-    #[error("{0}: not implemented")]
-    Unsupported(&'static str),
+    /// The owners of its files can't be what was asked for.
+    #[error("mapping the owners of a snapshot's files")]
+    Owners(#[from] OwnersError),
     /// The record of snapshots.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -7,10 +7,11 @@
 mod birth;
 mod extraction;
 mod failure;
+mod owners;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,12 +22,13 @@ use birth::{Birth, Ids, mend};
 use extraction::Asked;
 pub use failure::Failure;
 
+use crate::config::Settings;
 use crate::directories::{Directories, Owner, Removal};
 use crate::disk_usage::disk_usage;
 use crate::filter::Filters;
-use crate::layers::{AtEnd, Caller, LayerError, Layers, Place};
+use crate::layers::{AtEnd, Caller, Decided, LayerError, LayerReport, Layers, Place};
 use crate::mounts::{self, Mount, can_be_option};
-use crate::state::labels::{GID_MAPPING, TARGET, UID_MAPPING};
+use crate::state::labels::TARGET;
 use crate::state::{Command, Kind, LabelMask, Labels, Refusal, Snapshot, State, Usage};
 use crate::store::Store;
 
@@ -45,6 +47,8 @@ pub struct Snapshotter {
     store: Mutex<Store>,
     ids: Mutex<Ids>,
     cleaning: Mutex<()>,
+    /// Snapshots below which layers are shown with owners of theirs.
+    mapped: Mutex<HashSet<u64>>,
 }
 
 impl Snapshotter {
@@ -83,6 +87,7 @@ impl Snapshotter {
             store: Mutex::new(store),
             ids: Mutex::new(ids),
             cleaning: Mutex::default(),
+            mapped: Mutex::default(),
         };
         if let Some(layers) = &snapshotter.layers {
             layers.restore(snapshotter.levels());
@@ -118,9 +123,7 @@ impl Snapshotter {
         labels: Labels,
         caller: impl Into<Caller<'a>>,
     ) -> Result<Mount, Failure> {
-        if labels.get(UID_MAPPING).is_some() && labels.get(GID_MAPPING).is_some() {
-            return Err(Failure::Unsupported("mapping the owners of a snapshot's files"));
-        }
+        let maps = owners::maps(&labels)?;
         let target = labels.get(TARGET).map(str::to_owned);
         if let Some(chain) = &target
             && kind == Kind::Active
@@ -138,8 +141,14 @@ impl Snapshotter {
             self.ensure_below(parent)?;
         }
         let birth = Birth::begin(self, key, kind, parent)?;
-        let owner = self.owner_of(parent)?;
+        let owner = match &maps {
+            Some(maps) => Some(maps.root()),
+            None => self.owner_of(parent)?,
+        };
         self.directories.create(birth.id, kind, owner)?;
+        if let Some(maps) = &maps {
+            self.show_mapped(birth.id, maps, &self.parents_of(parent)?)?;
+        }
         let command =
             Command::Create { id: birth.id, key: key.into(), kind, parent: parent.into(), labels };
         self.perform(command)?;
@@ -173,9 +182,16 @@ impl Snapshotter {
 
     /// How to mount an active snapshot or a view, whose layers are seen to.
     pub fn mounts(&self, key: &str) -> Result<Mount, Failure> {
-        let parent = self.state.read().stat(key)?.parent.clone();
+        let (id, parent, maps) = {
+            let state = self.state.read();
+            let snapshot = state.stat(key)?;
+            (snapshot.id, snapshot.parent.clone(), owners::maps(&snapshot.labels)?)
+        };
         if !parent.is_empty() {
             self.ensure_below(&parent)?;
+            if let Some(maps) = maps {
+                self.show_mapped(id, &maps, &self.parents_of(&parent)?)?;
+            }
         }
         self.mount_of(key)
     }
@@ -186,8 +202,15 @@ impl Snapshotter {
         if snapshot.kind == Kind::Committed {
             return Err(Refusal::Precondition(format!("snapshot {key:?} is committed")).into());
         }
-        let parents: Vec<_> = state.parents(snapshot).map(|parent| parent.id).collect();
-        Ok(mounts::mount(&self.directories, snapshot, &parents, &self.overlay_options))
+        let parents = state.parents(snapshot).map(|parent| parent.id);
+        let lowers: Vec<_> = match owners::maps(&snapshot.labels)? {
+            Some(_) => {
+                let mapped = self.directories.mapped(snapshot.id);
+                parents.enumerate().map(|(number, _)| mapped.join(number.to_string())).collect()
+            }
+            None => parents.map(|parent| self.directories.fs(parent)).collect(),
+        };
+        Ok(mounts::mount(&self.directories, snapshot, &lowers, &self.overlay_options))
     }
 
     /// Turn the active snapshot `key` into the committed one `name`.
@@ -261,6 +284,7 @@ impl Snapshotter {
             layers.retain(|id| self.is_wanted(&id.to_string()));
         }
         for name in unwanted {
+            self.hide_mapped(&name);
             match self.directories.remove(&name) {
                 Ok(Removal::Gone) => tracing::debug!(name, "removed a directory without snapshot"),
                 Ok(Removal::Mounted) => {
@@ -282,12 +306,46 @@ impl Snapshotter {
 
     /// Numbers for Prometheus.
     pub fn metrics(&self) -> String {
+        let mut snapshots = BTreeMap::new();
+        for snapshot in self.state.read().walk() {
+            *snapshots.entry(snapshot.kind.name()).or_default() += 1;
+        }
         let fs = |id| self.directories.fs(id);
-        self.layers.as_ref().map_or_else(String::new, |layers| layers.metrics(fs))
+        self.layers.as_ref().map_or_else(String::new, |layers| layers.metrics(fs, snapshots))
+    }
+
+    /// Every layer that is shown without containerd having unpacked it.
+    pub fn report(&self) -> Vec<LayerReport> {
+        let Some(layers) = &self.layers else { return Vec::new() };
+        let mut reports = layers.report(|id| self.directories.fs(id));
+        let state = self.state.read();
+        let names: HashMap<u64, &str> =
+            state.walk().map(|snapshot| (snapshot.id, snapshot.name.as_str())).collect();
+        for report in &mut reports {
+            report.name = names.get(&report.snapshot).map(|name| (*name).to_owned());
+        }
+        reports
+    }
+
+    /// What was decided lately about layers that were asked for.
+    pub fn decisions(&self) -> Vec<Decided> {
+        self.layers.as_ref().map_or_else(Vec::new, |layers| layers.decisions())
+    }
+
+    /// Take what of other settings can be taken now.
+    pub fn reload(&self, settings: &Settings) -> Result<(), Failure> {
+        match &self.layers {
+            Some(layers) => layers.reload(settings).map_err(Failure::Layers),
+            None => Ok(()),
+        }
     }
 
     /// The process ends. Call it when no call is under way any more.
     pub fn end(&self, mounts: AtEnd) {
+        if mounts == AtEnd::Go {
+            let mapped: Vec<_> = self.mapped.lock().iter().map(u64::to_string).collect();
+            mapped.iter().for_each(|id| self.hide_mapped(id));
+        }
         if let Some(layers) = &self.layers {
             layers.end(mounts);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Read `300ms`, `1m30s`, `0`. Negative times are refused: nobody can wait for them.
-pub(super) fn parse(text: &str) -> Option<Duration> {
+pub(crate) fn parse(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -11,7 +11,7 @@
 pub mod artifacts;
 pub mod build;
 mod command;
-mod duration;
+pub(crate) mod duration;
 mod error;
 pub mod grammar;
 pub mod image;

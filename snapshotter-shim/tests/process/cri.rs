@@ -2,8 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::{Future, ready};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -144,14 +142,4 @@ pub(crate) async fn unknown(channel: Channel) -> String {
 pub(crate) async fn remove(channel: Channel, image: &str) {
     let request = Pull { image: Some(ImageSpec { image: image.to_owned() }), auth: None };
     let _: Text = call(channel, "/runtime.v1.ImageService/RemoveImage", request).await;
-}
-
-/// What Prometheus would read.
-pub(crate) fn scrape(socket: &Path) -> String {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    text
 }

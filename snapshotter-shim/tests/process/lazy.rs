@@ -6,9 +6,9 @@ use std::path::Path;
 use spanfs_registry::{Auth, Bearer, Credentials, Fault, Faults, Nth, Registry, Rule};
 use tonic::Code;
 
-use crate::cri;
 use crate::node::Node;
 use crate::pull::{Containerd, Image, REMOTE, Rootfs, can_mount, image, mounts_below};
+use crate::{cri, debug};
 
 /// Takes away what a failed test leaves mounted.
 pub(crate) struct Root(tempfile::TempDir);
@@ -31,7 +31,7 @@ impl Drop for Root {
     }
 }
 
-async fn start(root: &Path, namespace: &'static str) -> (Node, Containerd) {
+pub(crate) async fn start(root: &Path, namespace: &'static str) -> (Node, Containerd) {
     start_with(root, namespace, "").await
 }
 
@@ -318,7 +318,7 @@ async fn pulls_with_the_logins_that_cri_brings() {
     assert_eq!(answer, backend.id);
     assert_eq!(cri::unknown(channel.clone()).await, "of a newer version");
     containerd.pull(&image).await;
-    let metrics = cri::scrape(&root.path().join("metrics.sock"));
+    let metrics = debug::get(&root.path().join("metrics.sock"), "/metrics");
     for name in [
         "soci_fs_operation_duration_milliseconds_count{operation_type=\"mount\",layer=\"sha256:",
         "soci_fs_layer_size_bytes{digest=\"sha256:",

@@ -2,10 +2,15 @@
 //!
 //! Each test has a root, a socket and a process of its own, ended with the test whatever comes.
 
+mod credentials;
 mod cri;
 mod death;
+mod debug;
+mod isolation;
 mod lazy;
 mod life;
 mod node;
+mod owners;
 mod parallel;
 mod pull;
+mod user_namespace;

@@ -28,8 +28,12 @@ impl Node {
 
     /// The same with more settings.
     pub(crate) fn start_with(root: &Path, settings: &str) -> Self {
+        Self::start_by(root, settings, Command::new(PROGRAM))
+    }
+
+    /// The same by a command that needs nothing but the daemon's arguments.
+    pub(crate) fn start_by(root: &Path, settings: &str, mut command: Command) -> Self {
         let socket = root.join("run/test.sock");
-        let mut command = Command::new(PROGRAM);
         command.arg("--address").arg(&socket).args(arguments(root, settings));
         // Nobody's own logins.
         command.env("DOCKER_CONFIG", root).stderr(Stdio::piped());

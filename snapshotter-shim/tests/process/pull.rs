@@ -134,11 +134,21 @@ impl Containerd {
 
     /// The root filesystem of a container: its key and mounts.
     pub(crate) async fn container(&mut self, parent: &str) -> (String, types::Mount) {
+        self.container_with(parent, BTreeMap::new()).await.unwrap()
+    }
+
+    /// The same with labels.
+    pub(crate) async fn container_with(
+        &mut self,
+        parent: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<(String, types::Mount), tonic::Status> {
         let (key, parent) = (self.key("container"), parent.to_owned());
-        let request = PrepareSnapshotRequest { key: key.clone(), parent, ..Default::default() };
-        let mut mounts = self.client.prepare(request).await.unwrap().into_inner().mounts;
+        let request =
+            PrepareSnapshotRequest { key: key.clone(), parent, labels, ..Default::default() };
+        let mut mounts = self.client.prepare(request).await?.into_inner().mounts;
         assert_eq!(mounts.len(), 1);
-        (key, mounts.remove(0))
+        Ok((key, mounts.remove(0)))
     }
 
     pub(crate) async fn mounts(&mut self, key: &str) -> Result<types::Mount, tonic::Status> {

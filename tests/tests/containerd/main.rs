@@ -21,4 +21,5 @@ mod process;
 mod pull_and_run;
 mod recorded;
 mod restart;
+mod user_namespaces;
 mod versions;

@@ -281,15 +281,22 @@ fn containerd_config(setup: &Setup<'_>) -> String {
 "#
         ),
     };
-    images
-        + r#"
+    // 1.6 knows none of proxy plugins.
+    let capabilities = match setup.version {
+        Version::One => "",
+        Version::Two => r#"capabilities = ["remap-ids"]"#,
+    };
+    format!(
+        r#"{images}
 [proxy_plugins.soci]
   type = "snapshot"
   address = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock"
+  {capabilities}
   [proxy_plugins.soci.exports]
     root = "/var/lib/soci-snapshotter-grpc"
     enable_remote_snapshot_annotations = "true"
 "#
+    )
 }
 
 /// The groups of a node's containers: the kernel keeps them when their processes are gone.

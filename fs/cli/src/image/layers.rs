@@ -11,6 +11,7 @@ use spanfs_cache::{
 use spanfs_fetch::buffer::{Slots, StreamOptions};
 use spanfs_fetch::{Blob, Source};
 use spanfs_layer::oci::Descriptor;
+use spanfs_layer::soci::{Prefetch, SpanRun};
 use spanfs_layer::tree::{Tree, TreeBuilder, TreeOptions};
 use spanfs_layer::ztoc::View;
 use spanfs_layer::{Digest, Record};
@@ -23,6 +24,9 @@ use crate::side_by_side::{cores, side_by_side};
 
 /// Layers fetched whole at once: as many as container engines do.
 const WHOLE_LAYERS_MAX: usize = 3;
+
+/// Runs of spans are a few bytes each.
+const PREFETCH_LEN_MAX: u64 = 1 << 20;
 
 /// How a layer comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +187,38 @@ impl Images {
             ztocs[number] = Some(Ztoc { digest, bytes, how: How::Indexed });
         }
         Ok(ztocs)
+    }
+
+    /// Spans of each layer that the index wants fetched before anybody asks. A list that can't be had
+    /// is left out: it would only have saved time.
+    pub fn prefetch_runs(
+        &self,
+        image: &Image,
+        discovery: &Discovery,
+        wanted: &[(Descriptor, Digest)],
+    ) -> Vec<Vec<SpanRun>> {
+        let start = |(layer, _): &(Descriptor, Digest)| {
+            let named = discovery.index()?.prefetch(&layer.digest)?;
+            if named.size > PREFETCH_LEN_MAX {
+                tracing::warn!(digest = %named.digest, size = named.size, "prefetch list too long");
+                return None;
+            }
+            Some((named.digest, WholeRead::start(image.source.blob(named).ok()?)))
+        };
+        // All are asked for before one is waited for.
+        let reads: Vec<_> = wanted.iter().map(start).collect();
+        let runs = reads.into_iter().map(|read| {
+            let (digest, read) = read?;
+            let blob = read.finish().inspect_err(|error| {
+                tracing::warn!(%digest, %error, "a prefetch list can't be fetched");
+            });
+            let blob = blob.ok().filter(|blob| blob.digest == digest)?;
+            let list = Prefetch::parse(&blob.bytes).inspect_err(|error| {
+                tracing::warn!(%digest, %error, "a prefetch list is not understood");
+            });
+            Some(list.ok()?.runs().to_vec())
+        });
+        runs.map(Option::unwrap_or_default).collect()
     }
 
     fn fetched_ztoc(

@@ -74,6 +74,11 @@ impl Images {
         Ok(Self { options, engine, runtime, later: Arc::default() })
     }
 
+    /// Read the configuration of registries' hosts anew for images that are named from now on.
+    pub fn forget_hosts(&self) {
+        self.options.registry.forget_hosts();
+    }
+
     /// The engine that moves the bytes.
     pub fn engine(&self) -> &Engine {
         &self.engine

@@ -1,4 +1,4 @@
-//! The HTTP server in front of the numbers.
+//! A small HTTP server: texts by path, for Prometheus and for operators.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,58 +15,73 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
+use super::socket;
 use crate::config::Listen;
 
-/// Scrapers at once; more wait.
+/// Clients at once; more wait.
 const CONNECTIONS_MAX: usize = 16;
 /// Whoever sends no request in that time goes.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 /// A full table of files: trying again at once would help nobody.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
 
-/// Makes the text of a scrape; may look at the disk.
-pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+/// A text and what it is.
+pub struct Page {
+    /// `Content-Type`.
+    pub kind: &'static str,
+    /// The text.
+    pub text: String,
+}
+
+/// Makes the page of a path, if there is one; may look at the disk.
+pub type Pages = Arc<dyn Fn(&str) -> Option<Page> + Send + Sync>;
+
+/// Prometheus's text form.
+pub const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// JSON.
+pub const JSON: &str = "application/json";
+/// For people.
+pub const TEXT: &str = "text/plain; charset=utf-8";
 
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// Serve `/metrics` from now on. Returns when it listens, with the serving to be spawned.
+/// Serve pages from now on. Returns when it listens, with the serving to be spawned. A socket is for
+/// its owner alone.
 pub async fn serve(
     listen: &Listen,
-    render: Render,
+    pages: Pages,
 ) -> io::Result<impl Future<Output = Infallible> + Send + use<>> {
     let listener = match listen {
         Listen::Tcp(address) => Listener::Tcp(TcpListener::bind(address).await?),
         Listen::Unix(path) => {
-            // A socket that nobody listens at is of a dead process.
-            if tokio::net::UnixStream::connect(path).await.is_err() {
-                let _not_there = std::fs::remove_file(path);
-            }
-            Listener::Unix(UnixListener::bind(path)?)
+            let listener = socket::bind(path).map_err(io::Error::other)?;
+            listener.set_nonblocking(true)?;
+            Listener::Unix(UnixListener::from_std(listener)?)
         }
     };
-    Ok(accept(listener, render))
+    Ok(accept(listener, pages))
 }
 
-async fn accept(listener: Listener, render: Render) -> Infallible {
+async fn accept(listener: Listener, pages: Pages) -> Infallible {
     let turns = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // It is never closed.
         let turn = Arc::clone(&turns).acquire_owned().await.ok();
-        let render = Arc::clone(&render);
+        let pages = Arc::clone(&pages);
         let accepted = match &listener {
             Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                 tokio::spawn(async move {
                     let _turn = turn;
-                    connection(stream, render).await;
+                    connection(stream, pages).await;
                 })
             }),
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
                 tokio::spawn(async move {
                     let _turn = turn;
-                    connection(stream, render).await;
+                    connection(stream, pages).await;
                 })
             }),
         };
@@ -76,8 +91,8 @@ async fn accept(listener: Listener, render: Render) -> Infallible {
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, render: Render) {
-    let service = service_fn(move |request| answer(request, Arc::clone(&render)));
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pages: Pages) {
+    let service = service_fn(move |request| answer(request, Arc::clone(&pages)));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIME_MAX)
@@ -85,23 +100,23 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(%error, "a scrape came to no end");
+        tracing::debug!(%error, "a request came to no end");
     }
 }
 
 async fn answer(
     request: Request<Incoming>,
-    render: Render,
+    pages: Pages,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let text = match request.uri().path() {
-        "/metrics" => tokio::task::spawn_blocking(move || render()).await.ok(),
-        _ => None,
+    let path = request.uri().path().to_owned();
+    let (status, page) = match tokio::task::spawn_blocking(move || pages(&path)).await {
+        Ok(Some(page)) => (StatusCode::OK, page),
+        Ok(None) => (StatusCode::NOT_FOUND, Page { kind: TEXT, text: String::new() }),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Page { kind: TEXT, text: String::new() }),
     };
-    let mut response = Response::new(Full::from(text.clone().unwrap_or_default()));
-    if text.is_none() {
-        *response.status_mut() = StatusCode::NOT_FOUND;
-    }
-    let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    let mut response = Response::new(Full::from(page.text));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static(page.kind);
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     Ok(response)
 }
