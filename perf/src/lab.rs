@@ -115,13 +115,18 @@ impl<'a> Mounted<'a> {
             .pointer("/mounts/0/pid")
             .and_then(serde_json::Value::as_u64)
             .context("status has no pid")?;
-        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let kib: u64 = text
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
-            .context("no VmRSS")?;
-        Ok(kib << 10)
+        resident_bytes(pid)
     }
+}
+
+/// Resident memory of a process, in bytes.
+pub(crate) fn resident_bytes(pid: u64) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+        .context("no VmRSS")?;
+    Ok(kib << 10)
 }
 
 impl Drop for Mounted<'_> {

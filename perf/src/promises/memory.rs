@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -18,17 +19,7 @@ const LIMIT_MIB: f64 = 64.0;
 const READING: Duration = Duration::from_secs(60);
 
 pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
-    let layout = indexed_image(lab, "hundred-layers", || {
-        Ok((0..LAYERS).map(|number| {
-            let mut layer = Layer::new(1000 + number);
-            for file in 0..FILES {
-                let path = format!("layer-{number:02}/{:03}/{file:05}", file / 100);
-                // nothing to do but panic: memory is the only thing that can fail here
-                layer.file(&path, 200).unwrap_or_else(|error| panic!("{path}: {error}"));
-            }
-            layer
-        }))
-    })?;
+    let (layout, ..) = hundred_layers(lab)?;
     let dir = lab.dir("memory")?;
     let image = format!("oci:{}:latest", layout.display());
     let mounted = Mounted::new(lab, &dir, &image, &["--memory-limit", "64M", "--no-background"])?;
@@ -62,4 +53,20 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         Goal::AtMost(64.0 + LIMIT_MIB),
     ))?;
     report.row(&row("growth over the second half".into(), full - half, Goal::AtMost(4.0)))
+}
+
+/// An image of many layers with many files; how many layers, and files in each.
+pub(super) fn hundred_layers(lab: &Lab) -> Result<(PathBuf, u64, usize)> {
+    let layout = indexed_image(lab, "hundred-layers", || {
+        Ok((0..LAYERS).map(|number| {
+            let mut layer = Layer::new(1000 + number);
+            for file in 0..FILES {
+                let path = format!("layer-{number:02}/{:03}/{file:05}", file / 100);
+                // nothing to do but panic: memory is the only thing that can fail here
+                layer.file(&path, 200).unwrap_or_else(|error| panic!("{path}: {error}"));
+            }
+            layer
+        }))
+    })?;
+    Ok((layout, LAYERS, FILES))
 }

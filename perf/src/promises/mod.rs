@@ -1,5 +1,6 @@
-//! What spanfs promises of its lazy mount, one module a promise.
+//! What spanfs promises of its lazy mount and its snapshotter, one module a subject.
 
+mod daemon;
 pub(crate) mod edge;
 mod entries;
 mod first_byte;
@@ -22,7 +23,7 @@ use crate::report::Report;
 
 type Promise = fn(&Lab, &mut Report) -> Result<()>;
 
-const PROMISES: [(&str, Promise); 9] = [
+const PROMISES: [(&str, Promise); 12] = [
     ("first-byte", first_byte::run),
     ("sequential", sequential::run),
     ("readers", readers::run),
@@ -32,6 +33,9 @@ const PROMISES: [(&str, Promise); 9] = [
     ("program", program::run),
     ("edge", edge::run),
     ("edge-options", edge::run_options),
+    ("daemon-calls", daemon::calls),
+    ("daemon-prepare", daemon::prepare),
+    ("daemon-memory", daemon::memory),
 ];
 
 /// Check the named promises, or all.
