@@ -96,7 +96,7 @@ fn space(room: &StatVfs, root: &Path) -> Finding {
     let advice = "make room, or put the state directory on another disk";
     match bytes {
         ..FREE_BYTES_MIN => Finding::fault("disk", found, advice),
-        ..FREE_BYTES_GOOD => Finding::warning("disk", found, advice),
+        FREE_BYTES_MIN..FREE_BYTES_GOOD => Finding::warning("disk", found, advice),
         _ if few_inodes => Finding::warning("disk", found, advice),
         _ => Finding::ok("disk", found),
     }
