@@ -48,6 +48,11 @@ pub trait Content: Send + Sync {
     /// Make a range present: fetch, verify and inflate what is missing, then reply.
     fn fill(&self, range: Range<UncompressedOffset>, reply: ReadReply);
 
+    /// For the log: what a range that somebody waits for is made of, and how far that is.
+    fn describe(&self, range: Range<UncompressedOffset>) -> String {
+        format!("bytes {} to {}", range.start.0, range.end.0)
+    }
+
     /// The layer file, if every byte of it is present and verified, so that it may be shown directly.
     fn complete_file(&self) -> Option<BorrowedFd<'_>>;
 }

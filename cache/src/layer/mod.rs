@@ -274,6 +274,23 @@ impl Content for Layer {
         gather.done(&Ok(()));
     }
 
+    fn describe(&self, range: Range<UncompressedOffset>) -> String {
+        const LISTED_MAX: usize = 4;
+        let is_missing =
+            |span: &usize| !matches!(self.lives.of(*span), Life::InFile | Life::InMemory);
+        let missing = self.table.covering(range).filter(is_missing).take(LISTED_MAX);
+        let words = missing.map(|span| {
+            let how = match self.lives.of(span) {
+                Life::Asked => "is being fetched",
+                Life::Verified => "is being inflated",
+                _ => "was given up",
+            };
+            format!("span {span} {how}")
+        });
+        let words: Vec<String> = words.collect();
+        if words.is_empty() { "all its spans are there".to_owned() } else { words.join(", ") }
+    }
+
     fn complete_file(&self) -> Option<BorrowedFd<'_>> {
         let shown = self.complete.load(Ordering::Acquire) && self.fault.get().is_none();
         shown.then(|| self.file.as_fd())

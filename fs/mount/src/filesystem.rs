@@ -123,6 +123,9 @@ pub trait Filesystem: Send + Sync {
         buffer: &mut [u8],
     ) -> Result<Option<usize>, Errno>;
 
+    /// For the log: which layer's bytes a range of a file is, and how far they are.
+    fn describe(&self, ino: Ino, offset: u64, len: u64) -> String;
+
     /// Make a range present, then reply.
     fn fill(&self, ino: Ino, offset: u64, len: u64, reply: FillReply);
 }

@@ -9,8 +9,9 @@
 //!
 //! What holds everywhere: a hit is answered on the thread that was asked, a miss holds no thread
 //! and no buffer; nothing is served that the content does not vouch for; a mount of ours is never
-//! looked at by path from a thread that serves one; whatever a kill leaves behind, [`recover`]
-//! finds by its record.
+//! looked at by path from a thread that serves one; whatever a kill leaves behind, a successor finds
+//! by its record: what a [`hold`] has kept alive it goes on with ([`inherit`]), the rest [`recover`]
+//! takes away.
 //!
 //! ```no_run
 //! # fn show(layers: &[spanfs_mount::Layer]) -> Result<(), Box<dyn std::error::Error>> {
@@ -23,12 +24,17 @@
 //! # Ok(())
 //! # }
 //! ```
+#![deny(unsafe_code)]
+
 mod errno;
 pub mod filesystem;
 pub mod front;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod hold;
 pub mod id_map;
+pub mod inherit;
+mod kept;
 mod kernel_mount;
 mod mount;
 mod mounter;
@@ -43,6 +49,7 @@ pub mod transport;
 pub mod unmount;
 
 pub use errno::Errno;
+pub use inherit::{Inheritance, Inherited};
 pub use kernel_mount::KernelMountError;
 pub use mount::{Busy, Ended, Mount, Shown, UnmountError};
 pub use mounter::{Layer, MountError, Mounter, MounterOptions, Parts};

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::hold::Name;
+use crate::kept::Kept;
 use crate::mounter::{MountError, state};
-use crate::record::{Record, remove_staging};
-use crate::transport::{Privilege, Session};
+use crate::record::{Line, remove_staging};
+use crate::transport::{Live, Privilege, Session};
 use crate::unmount;
 
 /// How one layer of a mount is shown.
@@ -50,7 +52,7 @@ pub enum UnmountError {
     Stuck(PathBuf, Duration),
 }
 
-/// One mount with all its parts. Dropping it unmounts, lazily.
+/// One mount with all its parts. Dropping it unmounts, lazily, unless it was left to a successor.
 pub struct Mount {
     privilege: Privilege,
     /// The order in which they were mounted.
@@ -58,7 +60,8 @@ pub struct Mount {
     sessions: Vec<Session>,
     shown: Vec<Shown>,
     staging: PathBuf,
-    record: Option<Record>,
+    /// What a successor needs; none once nothing is left in the directory tree.
+    kept: Option<Arc<Kept>>,
 }
 
 /// A detach touches no server, so it takes no time unless a filesystem below is broken.
@@ -67,15 +70,19 @@ const DROP_DEADLINE: Duration = Duration::from_secs(5);
 const ABORT_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Mount {
-    pub(crate) fn begin(privilege: Privilege, staging: PathBuf, record: Record) -> Self {
-        Self {
-            privilege,
-            mount_points: Vec::new(),
-            sessions: Vec::new(),
-            shown: Vec::new(),
-            staging,
-            record: Some(record),
-        }
+    pub(crate) fn begin(privilege: Privilege, staging: PathBuf, kept: Arc<Kept>) -> Self {
+        Self::resumed(privilege, staging, kept, Vec::new())
+    }
+
+    /// One that a predecessor has made; its sessions are to be added.
+    pub(crate) fn resumed(
+        privilege: Privilege,
+        staging: PathBuf,
+        kept: Arc<Kept>,
+        mount_points: Vec<PathBuf>,
+    ) -> Self {
+        let (sessions, shown, kept) = (Vec::new(), Vec::new(), Some(kept));
+        Self { privilege, mount_points, sessions, shown, staging, kept }
     }
 
     /// How each layer is shown, the lowest first.
@@ -136,8 +143,8 @@ impl Mount {
             Ok(Err(_)) => UnmountError::Stuck(top, at_most),
             Err(error) => UnmountError::Refused(top, error),
         };
-        if let Some(record) = self.record.take() {
-            record.abandon();
+        if let Some(kept) = self.kept.take() {
+            kept.abandon();
         }
         Err(failure)
     }
@@ -145,7 +152,7 @@ impl Mount {
     /// Nothing is left in the directory tree, so there is nothing to recover.
     fn forget(&mut self) {
         remove_staging(&self.staging);
-        self.record = None;
+        self.kept = None;
     }
 
     /// A mount point of ours.
@@ -155,28 +162,62 @@ impl Mount {
         Ok(path)
     }
 
+    /// Something is about to be mounted there.
     pub(crate) fn mounted(&mut self, mount_point: PathBuf) {
+        self.note(&Line::Mounted(&mount_point));
         self.mount_points.push(mount_point);
     }
 
     /// What is mounted there is somebody else's from now on.
     pub(crate) fn release(&mut self, mount_point: &Path) {
+        self.note(&Line::Left(mount_point));
         self.mount_points.retain(|path| path != mount_point);
     }
 
-    pub(crate) fn served(&mut self, session: Session) {
+    pub(crate) fn served(&mut self, mut session: Session) {
+        if let Some(kept) = &self.kept {
+            kept.add(self.sessions.len(), &mut session);
+        }
         self.sessions.push(session);
     }
 
-    pub(crate) fn shown(&mut self, shown: Shown) {
+    /// A session of a predecessor goes on; that is what its descriptors are called.
+    pub(crate) fn served_on(&mut self, session: Session, live: &Live, names: Vec<Name>) {
+        if let Some(kept) = &self.kept {
+            kept.resume(&session, live, names);
+        }
+        self.sessions.push(session);
+    }
+
+    /// One layer is shown so; `same` must be the same for a successor to serve it.
+    pub(crate) fn shown(&mut self, shown: Shown, same: &str) {
+        self.note(&Line::Shown(shown, same));
+        self.shows(shown);
+    }
+
+    pub(crate) fn shows(&mut self, shown: Shown) {
         self.shown.push(shown);
+    }
+
+    /// All of it is there.
+    pub(crate) fn complete(self) -> Self {
+        if let Some(kept) = &self.kept {
+            kept.complete(!self.sessions.is_empty());
+        }
+        self
+    }
+
+    fn note(&self, line: &Line<'_>) {
+        if let Some(kept) = &self.kept {
+            kept.note(line);
+        }
     }
 
     /// Take a part out of sight: what is mounted from it carries on.
     pub(crate) fn hide(&mut self, part: &Path) {
         match unmount::detach(part, self.privilege) {
             Ok(()) => {
-                self.mount_points.retain(|path| path != part);
+                self.release(part);
                 let _left = std::fs::remove_dir(part); // `forget` tries again.
             }
             Err(error) => tracing::warn!("{} stays in sight: {error}", part.display()),
@@ -195,9 +236,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.record.is_some()
-            && let Err(error) = self.detach_all(DROP_DEADLINE)
-        {
+        let is_ours = self.kept.as_ref().is_some_and(|kept| !kept.is_left());
+        if is_ours && let Err(error) = self.detach_all(DROP_DEADLINE) {
             tracing::error!("{error}");
         }
     }

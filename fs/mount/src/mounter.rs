@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use spanfs_cache::Content;
@@ -14,6 +14,9 @@ use crate::filesystem::{Filesystem, Open};
 use crate::front::inode::{Inodes, LayerCountError};
 use crate::front::one_file::{FILE_NAME, OneFile};
 use crate::front::{self};
+use crate::hold::Holding;
+use crate::inherit::{identity, identity_of_tree};
+use crate::kept::Kept;
 use crate::kernel_mount::KernelMountError;
 use crate::mount::{Mount, Shown};
 use crate::overlay::{self, OverlayError, OverlayOptions};
@@ -30,6 +33,8 @@ use crate::unmount;
 pub struct MounterOptions {
     /// Directory of ours: records of mounts, and mount points that nobody else needs.
     pub state: PathBuf,
+    /// Keeps mounts for a successor of this process; without it they end with us.
+    pub holding: Option<Holding>,
     /// Threads and limits.
     pub server: ServerOptions,
     /// What carries FUSE; unless given, what [`policy::transport`] chooses.
@@ -62,6 +67,7 @@ impl MounterOptions {
     pub fn new(state: impl Into<PathBuf>) -> Self {
         Self {
             state: state.into(),
+            holding: None,
             server: ServerOptions::default(),
             transport: None,
             capabilities: CAPABILITIES,
@@ -113,6 +119,12 @@ pub enum MountError {
     /// The stack of an image.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    /// What was inherited is not what was to be shown there. It has ended.
+    #[error("the mount at {mount_point} shows other layers than it is to show")]
+    NotTheSame {
+        /// Where.
+        mount_point: PathBuf,
+    },
     /// The caller's mistake.
     #[error(transparent)]
     LayerCount(#[from] LayerCountError),
@@ -124,6 +136,7 @@ pub struct Mounter {
     options: MounterOptions,
     /// What [`probe::uring`] found when it was first needed.
     uring: OnceLock<Result<(), String>>,
+    left: Arc<AtomicBool>,
 }
 
 impl Mounter {
@@ -133,14 +146,33 @@ impl Mounter {
             std::fs::create_dir_all(&path).map_err(|source| state("create", &path, source))?;
         }
         let server = Server::new(options.server.clone());
-        Ok(Self { server, options, uring: OnceLock::new() })
+        Ok(Self { server, options, uring: OnceLock::new(), left: Arc::default() })
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub(crate) fn options(&self) -> &MounterOptions {
+        &self.options
+    }
+
+    pub(crate) fn left(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.left)
+    }
+
+    /// Leave all mounts as they are to a successor, and serve no more: requests wait for it, if their
+    /// mounts are kept. To be called once, before the process ends.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+        self.server.leave();
     }
 
     /// Show one layer at `mount_point`, whiteouts as its index has them.
     pub fn layer(&self, layer: &Layer, mount_point: &Path) -> Result<Mount, MountError> {
         let (mut mount, place) = self.begin(mount_point, Privilege::Root)?;
         self.add_layer(&mut mount, layer, &place, 0)?;
-        Ok(mount)
+        Ok(mount.complete())
     }
 
     /// Whether a layer can be shown without us: its content is complete, and at the tar's own places.
@@ -165,8 +197,8 @@ impl Mounter {
         }
         old.release(&place);
         mount.mounted(place);
-        mount.shown(Shown::ErofsDirect);
-        Ok(Some(mount))
+        mount.shown(Shown::ErofsDirect, &identity(layer));
+        Ok(Some(mount.complete()))
     }
 
     /// Show an image of `layers`, the lowest first, at `mount_point`.
@@ -191,7 +223,7 @@ impl Mounter {
         if self.options.parts == Parts::Hidden {
             mount.hide_parts();
         }
-        Ok(mount)
+        Ok(mount.complete())
     }
 
     /// Show a tree, of a layer or merged from an image, inode by inode at `mount_point`.
@@ -202,13 +234,14 @@ impl Mounter {
         mount_point: &Path,
         privilege: Privilege,
     ) -> Result<Mount, MountError> {
+        let same = identity_of_tree(&tree, &layers);
         let filesystem = Inodes::new(tree, layers)?;
         let (mut mount, place) = self.begin(mount_point, privilege)?;
         let fuse = self.fuse_options(privilege, Front::Inode, "spanfs", "spanfs");
         mount.served(self.serve(Arc::new(filesystem), &place, fuse)?);
         mount.mounted(place);
-        mount.shown(Shown::Inodes);
-        Ok(mount)
+        mount.shown(Shown::Inodes, &same);
+        Ok(mount.complete())
     }
 
     fn fuse_options(
@@ -219,7 +252,7 @@ impl Mounter {
         subtype: &str,
     ) -> FuseOptions {
         let uring = self.uring.get_or_init(probe::uring);
-        let carried = Carried { privilege, front, is_kept: false, uring };
+        let carried = Carried { privilege, front, is_kept: self.options.holding.is_some(), uring };
         let (transport, reason) = policy::transport(carried, self.options.transport);
         tracing::debug!("FUSE mounts of {source} take the {transport} transport: {reason}");
         FuseOptions {
@@ -256,22 +289,24 @@ impl Mounter {
         mount_point: &Path,
         privilege: Privilege,
     ) -> Result<(Mount, PathBuf), MountError> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let place = mount_point
             .canonicalize()
             .map_err(|source| state("resolve mount point", mount_point, source))?;
         let base = &self.options.state;
-        let staging = base.join(format!("parts-{}-{count}", std::process::id()));
-        let staging = std::path::absolute(&staging)
-            .and_then(|path| std::fs::create_dir(&path).map(|()| path))
-            .map_err(|source| state("create", &staging, source))?;
+        let staging = std::path::absolute(base).and_then(|base| {
+            record::make_unique(|name| {
+                let path = base.join(format!("parts-{name}"));
+                std::fs::create_dir(&path).map(|()| path)
+            })
+        });
+        let staging = staging.map_err(|source| state("create a directory in", base, source))?;
         let places = Places { mount_point: place.clone(), staging: staging.clone() };
         let record = Record::write(&self.options.records(), &places).map_err(|source| {
             record::remove_staging(&staging);
             state("write a record in", &self.options.records(), source)
         })?;
-        Ok((Mount::begin(privilege, staging, record), place))
+        let kept = Kept::new(record, self.options.holding.clone(), self.left());
+        Ok((Mount::begin(privilege, staging, kept), place))
     }
 
     fn add_layer(
@@ -284,20 +319,13 @@ impl Mounter {
         if let Some(file) = direct_file(layer) {
             front::erofs::mount(&layer.index, file, place)?;
             mount.mounted(place.to_owned());
-            mount.shown(Shown::ErofsDirect);
+            mount.shown(Shown::ErofsDirect, &identity(layer));
             return Ok(());
         }
         let directory = mount.directory(&format!("file-{number}"))?;
         let (source, subtype) = &self.options.one_file;
-        let front = OneFile::with_copies(
-            Arc::clone(&layer.content),
-            &layer.name,
-            self.options.open,
-            layer.data_len,
-            &layer.copies,
-        );
         let fuse = self.fuse_options(Privilege::Root, Front::Erofs, source, subtype);
-        mount.served(self.serve(Arc::new(front), &directory, fuse)?);
+        mount.served(self.serve(self.one_file(layer), &directory, fuse)?);
         mount.mounted(directory.clone());
         let path = directory.join(FILE_NAME);
         let file = std::fs::File::open(&path).map_err(|source| state("open", &path, source))?;
@@ -308,11 +336,23 @@ impl Mounter {
         };
         mount_erofs(&layer.index, file.as_fd(), place)?;
         mount.mounted(place.to_owned());
-        mount.shown(Shown::ErofsOverFuse);
+        mount.shown(Shown::ErofsOverFuse, &identity(layer));
         if self.options.parts == Parts::Hidden {
             mount.hide(&directory);
         }
         Ok(())
+    }
+}
+
+impl Mounter {
+    pub(crate) fn one_file(&self, layer: &Layer) -> Arc<OneFile> {
+        Arc::new(OneFile::with_copies(
+            Arc::clone(&layer.content),
+            &layer.name,
+            self.options.open,
+            layer.data_len,
+            &layer.copies,
+        ))
     }
 }
 

@@ -1,19 +1,38 @@
-//! Records of mounts, so that a successor can clean up after a killed process.
+//! Records of mounts: what a successor needs to go on with one, or to clean up after it.
 //!
-//! One file for each mount, locked as long as its process lives: a record that can be locked has
-//! lost its owner. It holds lines `key<space>path`, with control characters, spaces and backslashes
-//! in octal as in mountinfo; keys are `at` (the mount point) and `staging` (a directory of ours).
+//! One file for each mount, locked as long as somebody answers for it: its process, or the holder
+//! that has the same open file. A record that can be locked is abandoned.
+//!
+//! Lines are written as the mount is made, so that no kill leaves a mount that nobody knows; a line
+//! without its end counts for nothing. Paths have control characters, spaces and backslashes in
+//! octal, as in mountinfo.
+//!
+//! ```text
+//! format 2                      format 1 had no such line, and no more than the next two
+//! at PATH                       where the user sees it
+//! staging PATH                  directory of ours: whatever is mounted below is ours too
+//! session TRANSPORT N PATH      a FUSE session: its connection, and where it was mounted
+//! mounted PATH                  in mount order
+//! left PATH                     no longer mounted there, or no longer ours
+//! shown HOW TEXT                one layer, the lowest first: erofs-direct, erofs-over-fuse or inodes,
+//!                               and what must be the same for a successor to serve it
+//! complete                      from here on it can be taken over
+//! ```
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
+use crate::mount::Shown;
 use crate::mountinfo::{self, unescape};
-use crate::transport::Privilege;
+use crate::transport::connection::Connection;
+use crate::transport::{Privilege, Transport};
 use crate::unmount;
 
 /// What one mount occupies.
@@ -25,50 +44,165 @@ pub(crate) struct Places {
     pub(crate) staging: PathBuf,
 }
 
+/// A FUSE session as a successor must know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SessionRecord {
+    pub(crate) transport: Transport,
+    pub(crate) connection: Connection,
+    /// Where it was mounted first.
+    pub(crate) mount_point: PathBuf,
+}
+
+/// What happened to a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Line<'a> {
+    Session(SessionRecord),
+    Mounted(&'a Path),
+    Left(&'a Path),
+    Shown(Shown, &'a str),
+    Complete,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub(crate) places: Places,
+    pub(crate) sessions: Vec<SessionRecord>,
+    /// In mount order.
+    pub(crate) mounted: Vec<PathBuf>,
+    pub(crate) shown: Vec<(Shown, String)>,
+    pub(crate) is_complete: bool,
+}
+
+/// Bytes that are no record that we can use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BadRecord {
+    #[error(
+        "it is of format {found}, and this version reads up to {FORMAT}: a newer spanfs made it"
+    )]
+    Newer { found: u32 },
+    #[error("it is no record of a mount")]
+    Malformed,
+}
+
 /// A mount's record; dropping it takes the record away.
 #[derive(Debug)]
 pub(crate) struct Record {
     path: PathBuf,
     /// False once the record is to outlive this value.
-    is_removed: bool,
+    is_removed: AtomicBool,
     /// Holds the lock.
-    _file: File,
+    file: Arc<OwnedFd>,
 }
 
+const FORMAT: u32 = 2;
 const SUFFIX: &str = ".mount";
-/// A record has two paths of at most `PATH_MAX` bytes, each byte at most 4 when escaped.
-const RECORD_LEN_MAX: u64 = 64 << 10;
+/// 500 layers with two paths and a line of text each.
+const RECORD_LEN_MAX: u64 = 4 << 20;
+/// Names of one process that others have left in use; each mount of it tries the next.
+const NAMES_MAX: u64 = 1 << 20;
+
+/// Make something under a name that nobody has here, also not a mount of a dead process that had our
+/// number.
+pub(crate) fn make_unique<T>(make: impl Fn(&str) -> io::Result<T>) -> io::Result<T> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..NAMES_MAX {
+        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        match make(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            outcome => return outcome,
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
 
 impl Record {
-    /// Write it before anything is mounted. The name of the record is unique in this machine.
+    /// Write it before anything is mounted.
     pub(crate) fn write(directory: &Path, places: &Places) -> io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{count}", std::process::id());
-        let (draft, path) =
-            (directory.join(format!("{name}.draft")), directory.join(name + SUFFIX));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&draft)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        let Places { mount_point, staging } = places;
-        for (key, place) in [("at", mount_point), ("staging", staging)] {
-            file.write_all(format!("{key} ").as_bytes())?;
-            file.write_all(&escape(place.as_os_str().as_bytes()))?;
-            file.write_all(b"\n")?;
-        }
-        std::fs::rename(&draft, &path)?;
-        Ok(Self { path, is_removed: true, _file: file })
+        let head = [
+            format!("format {FORMAT}\nat ").as_bytes(),
+            &escape(places.mount_point.as_os_str().as_bytes()),
+            b"\nstaging ",
+            &escape(places.staging.as_os_str().as_bytes()),
+            b"\n",
+        ]
+        .concat();
+        make_unique(|name| {
+            let draft = directory.join(format!("{name}.draft"));
+            let path = directory.join(format!("{name}{SUFFIX}"));
+            let mut options = OpenOptions::new();
+            let file = options.read(true).append(true).create_new(true).open(&draft)?;
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            let (is_removed, file) = (AtomicBool::new(true), Arc::new(OwnedFd::from(file)));
+            let record = Self { path: draft.clone(), is_removed, file };
+            record.append(&head)?;
+            // Only now others find it: locked, and whole.
+            rustix::fs::renameat_with(CWD, &draft, CWD, &path, RenameFlags::NOREPLACE)?;
+            let file = Arc::clone(&record.file);
+            record.abandon();
+            Ok(Self { path, is_removed: AtomicBool::new(true), file })
+        })
     }
 
-    /// Leave it for a recovery: its mount is not gone.
-    pub(crate) fn abandon(mut self) {
-        self.is_removed = false;
+    /// One that a predecessor has written, by its open file.
+    pub(crate) fn resume(directory: &Path, name: &str, file: OwnedFd) -> Self {
+        let path = directory.join(format!("{name}{SUFFIX}"));
+        Self { path, is_removed: AtomicBool::new(true), file: Arc::new(file) }
+    }
+
+    /// Its name, unique among mounts.
+    pub(crate) fn name(&self) -> &str {
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.strip_suffix(SUFFIX).unwrap_or(name)
+    }
+
+    /// The file that holds the lock.
+    pub(crate) fn file(&self) -> &Arc<OwnedFd> {
+        &self.file
+    }
+
+    /// Note what happened. It must have happened already, but for a mount about to be made.
+    pub(crate) fn note(&self, line: &Line<'_>) -> io::Result<()> {
+        let path = |path: &Path| escape(path.as_os_str().as_bytes());
+        let mut text = match line {
+            Line::Session(SessionRecord { transport, connection, mount_point }) => {
+                let head = format!("session {transport} {} ", connection.0);
+                [head.as_bytes(), &path(mount_point)].concat()
+            }
+            Line::Mounted(place) => [b"mounted ".as_slice(), &path(place)].concat(),
+            Line::Left(place) => [b"left ".as_slice(), &path(place)].concat(),
+            Line::Shown(how, same) => {
+                [format!("shown {} ", how_name(*how)).as_bytes(), &escape(same.as_bytes())].concat()
+            }
+            Line::Complete => b"complete".to_vec(),
+        };
+        text.push(b'\n');
+        self.append(&text)
+    }
+
+    fn append(&self, text: &[u8]) -> io::Result<()> {
+        match rustix::io::write(&self.file, text)? {
+            len if len == text.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    /// What it says.
+    pub(crate) fn read(&self) -> io::Result<Contents> {
+        read(&self.file)
+    }
+
+    /// Leave it for a recovery or a successor: its mount is not gone.
+    pub(crate) fn abandon(&self) {
+        self.is_removed.store(false, Ordering::Relaxed);
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if self.is_removed
+        if self.is_removed.load(Ordering::Relaxed)
             && let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!("record {} stays: {error}", self.path.display());
         }
@@ -86,12 +220,30 @@ pub struct Recovered {
 
 /// Take away what killed processes left mounted, by the records in `directory`.
 ///
-/// Mounts of living processes are left alone. Nothing that is mounted is touched by name: a dead
-/// server's mount may answer ENOTCONN, or never.
+/// Mounts of living processes, and of holders, are left alone. Nothing that is mounted is touched by
+/// name: a dead server's mount may answer ENOTCONN, or never.
 pub fn recover(directory: &Path, privilege: Privilege) -> io::Result<Vec<Recovered>> {
-    let mut recovered = Vec::new();
+    let clean_up = |orphan: Orphan| {
+        let outcome = clean(&orphan.contents.places, privilege);
+        if outcome.is_err() {
+            orphan.record.abandon();
+        }
+        Recovered { mount_point: orphan.contents.places.mount_point, outcome }
+    };
+    Ok(orphans(directory)?.into_iter().map(clean_up).collect())
+}
+
+/// An abandoned record, ours from now on.
+pub(crate) struct Orphan {
+    pub(crate) record: Record,
+    pub(crate) contents: Contents,
+}
+
+/// All abandoned records in `directory`; what can't be read is left there with a word.
+pub(crate) fn orphans(directory: &Path) -> io::Result<Vec<Orphan>> {
+    let mut orphans = Vec::new();
     let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(recovered),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(orphans),
         entries => entries?,
     };
     for entry in entries {
@@ -101,41 +253,117 @@ pub fn recover(directory: &Path, privilege: Privilege) -> io::Result<Vec<Recover
             continue;
         }
         match orphan(&path) {
-            Ok(None) => {}
-            Ok(Some((_lock, places))) => {
-                let outcome = clean(&places, privilege).and_then(|()| std::fs::remove_file(&path));
-                recovered.push(Recovered { mount_point: places.mount_point, outcome });
-            }
+            Ok(found) => orphans.extend(found),
             Err(error) => tracing::warn!("record {} is left: {error}", path.display()),
         }
     }
-    Ok(recovered)
+    Ok(orphans)
 }
 
-/// A record without owner, locked by us so that no other process recovers it as well.
-fn orphan(path: &Path) -> io::Result<Option<(File, Places)>> {
-    let file = File::open(path)?;
+/// A record without owner, locked by us so that no other process takes it as well.
+fn orphan(path: &Path) -> io::Result<Option<Orphan>> {
+    let file = OpenOptions::new().read(true).append(true).open(path)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
         outcome => outcome?,
     }
+    let file = Arc::new(OwnedFd::from(file));
+    let contents = read(&file)?;
+    let record = Record { path: path.to_owned(), is_removed: AtomicBool::new(true), file };
+    Ok(Some(Orphan { record, contents }))
+}
+
+/// From its start: the same open file may have been read by others.
+fn read(file: &OwnedFd) -> io::Result<Contents> {
     let mut text = Vec::new();
-    (&file).take(RECORD_LEN_MAX).read_to_end(&mut text)?;
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "it is no record of a mount");
-    Ok(Some((file, parse(&text).ok_or_else(malformed)?)))
+    rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))?;
+    let file = std::fs::File::from(file.try_clone()?);
+    file.take(RECORD_LEN_MAX).read_to_end(&mut text)?;
+    parse(&text).map_err(|bad| io::Error::new(io::ErrorKind::InvalidData, bad))
 }
 
-fn parse(text: &[u8]) -> Option<Places> {
-    let find = |key: &[u8]| {
-        let mut lines = text.split(|&byte| byte == b'\n');
-        let path = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(b" "))?;
-        let path = PathBuf::from(std::ffi::OsString::from_vec(unescape(path)));
-        path.is_absolute().then_some(path)
+fn parse(text: &[u8]) -> Result<Contents, BadRecord> {
+    let whole = text.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+    let lines = text.get(..whole).unwrap_or_default().split(|&byte| byte == b'\n');
+    let lines = lines.map(|line| {
+        let space = line.iter().position(|&byte| byte == b' ').unwrap_or(line.len());
+        line.split_at_checked(space)
+            .map_or((line, &b""[..]), |(key, rest)| (key, rest.strip_prefix(b" ").unwrap_or(rest)))
+    });
+    let (mut mount_point, mut staging) = (None, None);
+    let (mut sessions, mut mounted, mut shown) = (Vec::new(), Vec::<PathBuf>::new(), Vec::new());
+    let mut is_complete = false;
+    for (word, rest) in lines {
+        match word {
+            b"format" => match number(rest)? {
+                found if found > FORMAT => return Err(BadRecord::Newer { found }),
+                _ => {}
+            },
+            b"at" => mount_point = Some(path(rest)?),
+            b"staging" => staging = Some(path(rest)?),
+            b"session" => sessions.push(session(rest)?),
+            b"mounted" => mounted.push(path(rest)?),
+            b"left" => {
+                let gone = path(rest)?;
+                mounted.retain(|place| *place != gone);
+            }
+            b"shown" => {
+                let mut parts = rest.splitn(2, |&byte| byte == b' ');
+                let how = parts.next().and_then(how_of).ok_or(BadRecord::Malformed)?;
+                shown.push((how, text_of(parts.next().unwrap_or_default())?));
+            }
+            b"complete" => is_complete = true,
+            _ => return Err(BadRecord::Malformed),
+        }
+    }
+    let (Some(mount_point), Some(staging)) = (mount_point, staging) else {
+        return Err(BadRecord::Malformed);
     };
-    Some(Places { mount_point: find(b"at")?, staging: find(b"staging")? })
+    let places = Places { mount_point, staging };
+    Ok(Contents { places, sessions, mounted, shown, is_complete })
 }
 
-fn clean(places: &Places, privilege: Privilege) -> io::Result<()> {
+fn session(rest: &[u8]) -> Result<SessionRecord, BadRecord> {
+    let mut parts = rest.splitn(3, |&byte| byte == b' ');
+    let mut part = || parts.next().ok_or(BadRecord::Malformed);
+    let transport = std::str::from_utf8(part()?).ok().and_then(Transport::named);
+    Ok(SessionRecord {
+        transport: transport.ok_or(BadRecord::Malformed)?,
+        connection: Connection(number(part()?)?),
+        mount_point: path(part()?)?,
+    })
+}
+
+fn number(text: &[u8]) -> Result<u32, BadRecord> {
+    let text = std::str::from_utf8(text).ok();
+    text.and_then(|text| text.parse().ok()).ok_or(BadRecord::Malformed)
+}
+
+fn path(text: &[u8]) -> Result<PathBuf, BadRecord> {
+    let path = PathBuf::from(std::ffi::OsString::from_vec(unescape(text)));
+    if path.is_absolute() { Ok(path) } else { Err(BadRecord::Malformed) }
+}
+
+fn text_of(text: &[u8]) -> Result<String, BadRecord> {
+    String::from_utf8(unescape(text)).map_err(|_| BadRecord::Malformed)
+}
+
+fn how_name(how: Shown) -> &'static str {
+    match how {
+        Shown::ErofsDirect => "erofs-direct",
+        Shown::ErofsOverFuse => "erofs-over-fuse",
+        Shown::Inodes => "inodes",
+    }
+}
+
+fn how_of(name: &[u8]) -> Option<Shown> {
+    [Shown::ErofsDirect, Shown::ErofsOverFuse, Shown::Inodes]
+        .into_iter()
+        .find(|how| how_name(*how).as_bytes() == name)
+}
+
+/// Take out of the directory tree what a mount occupies.
+pub(crate) fn clean(places: &Places, privilege: Privilege) -> io::Result<()> {
     let mounts = mountinfo::mounts()?;
     let top = mounts.iter().rfind(|mount| mount.mount_point == places.mount_point);
     if top.is_some_and(|mount| is_ours(&mount.fs_type)) {
@@ -175,38 +403,4 @@ fn escape(path: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn odd_places() -> Places {
-        let odd = std::ffi::OsString::from_vec(b"/a b\n\\\xff\t".to_vec());
-        Places { mount_point: odd.into(), staging: "/not/there".into() }
-    }
-
-    #[test]
-    fn a_living_record_is_left_and_an_orphan_is_cleaned() {
-        let directory = tempfile::tempdir().unwrap();
-        let record = Record::write(directory.path(), &odd_places()).unwrap();
-        assert!(recover(directory.path(), Privilege::Root).unwrap().is_empty());
-        let text = std::fs::read(&record.path).unwrap();
-        assert_eq!(parse(&text), Some(odd_places()));
-        drop(record);
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
-        std::fs::write(directory.path().join("1-2.mount"), &text).unwrap();
-        let recovered = recover(directory.path(), Privilege::Root).unwrap();
-        assert_eq!(recovered.len(), 1);
-        assert_eq!(recovered[0].mount_point, odd_places().mount_point);
-        assert!(recovered[0].outcome.is_ok());
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn nonsense_is_neither_obeyed_nor_removed() {
-        let directory = tempfile::tempdir().unwrap();
-        for text in ["", "at /x\n", "at relative\nstaging /x\n", "\0\0"] {
-            std::fs::write(directory.path().join("0.mount"), text).unwrap();
-            assert!(recover(directory.path(), Privilege::Root).unwrap().is_empty(), "{text:?}");
-        }
-        assert!(recover(Path::new("/not/there"), Privilege::Root).unwrap().is_empty());
-    }
-}
+mod tests;

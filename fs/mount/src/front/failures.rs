@@ -19,6 +19,11 @@ impl Failures {
         Self { layer: layer.into(), count: AtomicU64::new(0) }
     }
 
+    /// The layer's name.
+    pub(crate) fn layer(&self) -> &str {
+        &self.layer
+    }
+
     /// Log `error` of a read at `offset` of the layer file, and choose its errno.
     pub(crate) fn note(&self, offset: u64, error: &ReadError) -> Errno {
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;

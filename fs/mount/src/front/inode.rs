@@ -190,6 +190,12 @@ impl Filesystem for Inodes {
             .map_err(|error| layer.failures.note(offset, &error))
     }
 
+    fn describe(&self, ino: Ino, offset: u64, len: u64) -> String {
+        let Ok((node, layer)) = self.file(ino) else { return format!("inode {}", ino.0) };
+        let ranges = runs::data_ranges(runs_of(node), node.size(), offset, len);
+        runs::describe(&*layer.content, ranges, &layer.failures)
+    }
+
     fn fill(&self, ino: Ino, offset: u64, len: u64, reply: FillReply) {
         let (node, layer) = match self.file(ino) {
             Ok(found) => found,

@@ -148,6 +148,11 @@ impl Filesystem for OneFile {
             .map_err(|error| self.failures.note(offset, &error))
     }
 
+    fn describe(&self, _ino: Ino, offset: u64, len: u64) -> String {
+        let ranges = runs::data_ranges(self.runs_from(offset), self.len, offset, len);
+        runs::describe(&*self.content, ranges, &self.failures)
+    }
+
     fn fill(&self, ino: Ino, offset: u64, len: u64, reply: FillReply) {
         if let Err(errno) = self.open(ino) {
             return reply(Err(errno));

@@ -114,6 +114,16 @@ pub(crate) fn fill_all(
     }
 }
 
+/// For the log: which layer `ranges` are of, and how far they are.
+pub(crate) fn describe(
+    content: &dyn Content,
+    ranges: Vec<Range<UncompressedOffset>>,
+    failures: &Failures,
+) -> String {
+    let ranges: Vec<String> = ranges.into_iter().map(|range| content.describe(range)).collect();
+    format!("layer {}: {}", failures.layer(), ranges.join(", "))
+}
+
 /// Several fills that one reply waits for; `None` once it went out.
 struct Join(Mutex<Option<JoinState>>);
 

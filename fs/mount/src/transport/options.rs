@@ -20,6 +20,15 @@ pub enum Transport {
     Fuse3,
 }
 
+impl Transport {
+    /// By the name that it is shown with.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Dev, Self::Uring, Self::Fuse3]
+            .into_iter()
+            .find(|transport| transport.to_string() == name)
+    }
+}
+
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

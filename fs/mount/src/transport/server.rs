@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::live::Live;
 use super::options::{FuseOptions, Privilege, ServerOptions, Transport};
 use super::session::Session;
 use super::{dev, fuse3, uring};
 use crate::filesystem::Filesystem;
 use crate::kernel_mount::KernelMountError;
+use crate::record::SessionRecord;
 
 /// Why a FUSE mount failed.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,17 @@ pub enum ServeError {
          /sys/module/fuse/parameters/enable_uring)"
     )]
     NoRings(PathBuf),
+    /// What a predecessor served can't be served on.
+    #[error("cannot go on with the FUSE mount at {mount_point}: {attempt}")]
+    Resume {
+        /// Where it was mounted.
+        mount_point: PathBuf,
+        /// What was attempted.
+        attempt: &'static str,
+        /// The answer.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Serves any number of mounts with a few threads of its own.
@@ -108,6 +121,40 @@ impl Server {
             tracing::warn!("read-ahead of {path} stays as it is: {error}");
         }
         Ok(session)
+    }
+
+    /// Go on with a session of a predecessor: answer on its connection, beginning with the requests
+    /// that it took along.
+    pub(crate) fn resume(
+        &self,
+        filesystem: Arc<dyn Filesystem>,
+        record: &SessionRecord,
+        live: Live,
+    ) -> Result<Session, ServeError> {
+        let failed = |attempt, source| ServeError::Resume {
+            mount_point: record.mount_point.clone(),
+            attempt,
+            source,
+        };
+        let place = self.reserve(&record.mount_point)?;
+        match record.transport {
+            Transport::Dev => {
+                let started = started(&self.dev, || dev::Threads::start(&self.options));
+                let threads = started.map_err(|error| failed("start threads", error))?;
+                threads.resume(filesystem, record, live, place)
+            }
+            transport @ (Transport::Uring | Transport::Fuse3) => {
+                let reason = format!("the {transport} transport can't");
+                Err(failed("serve it", io::Error::new(io::ErrorKind::Unsupported, reason)))
+            }
+        }
+    }
+
+    /// Stop answering, and let go of no connection.
+    pub(crate) fn leave(&self) {
+        if let Some(threads) = &*self.dev.lock() {
+            threads.leave();
+        }
     }
 
     fn reserve(&self, mount_point: &Path) -> Result<Place, ServeError> {

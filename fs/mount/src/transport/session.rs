@@ -7,34 +7,61 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::connection::Connection;
+use super::live::Live;
 use super::options::{Privilege, Transport};
 
 /// How a session ended, once it has.
 #[derive(Default)]
-pub(super) struct End {
-    over: Mutex<bool>,
+pub(crate) struct End {
+    state: Mutex<State>,
     signal: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_over: bool,
+    /// What is to be done before anybody is told.
+    then: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl End {
     /// It is over. May be said more than once.
     pub(super) fn come(&self) {
-        *self.over.lock() = true;
+        let mut state = self.state.lock();
+        while let Some(then) = state.then.take() {
+            drop(state);
+            then();
+            state = self.state.lock();
+        }
+        state.is_over = true;
         self.signal.notify_all();
     }
 
     pub(super) fn is_come(&self) -> bool {
-        *self.over.lock()
+        self.state.lock().is_over
+    }
+
+    /// Do that at the end, now if it has come. Once for each session.
+    pub(crate) fn then(&self, then: impl FnOnce() + Send + 'static) {
+        let mut state = self.state.lock();
+        if !state.is_over {
+            state.then = Some(Box::new(then));
+            return;
+        }
+        drop(state);
+        then();
     }
 }
 
 /// A mount being served. It goes on when this value is dropped; it ends with its last user.
 pub struct Session {
-    pub(super) mount_point: PathBuf,
+    pub(crate) mount_point: PathBuf,
     pub(super) privilege: Privilege,
-    pub(super) transport: Transport,
-    pub(super) connection: Connection,
-    pub(super) end: std::sync::Arc<End>,
+    pub(crate) transport: Transport,
+    pub(crate) connection: Connection,
+    /// What a successor needs; none if its transport, or the kernel, allows none.
+    pub(crate) live: Option<Live>,
+    pub(crate) end: std::sync::Arc<End>,
 }
 
 impl Session {
@@ -71,11 +98,11 @@ impl Session {
 
     /// Wait until the last user is gone; false if that takes longer.
     pub fn wait(&self, at_most: Duration) -> bool {
-        let mut over = self.end.over.lock();
+        let mut state = self.end.state.lock();
         let until = Instant::now() + at_most;
-        while !*over {
-            if self.end.signal.wait_until(&mut over, until).timed_out() {
-                return *over;
+        while !state.is_over {
+            if self.end.signal.wait_until(&mut state, until).timed_out() {
+                return state.is_over;
             }
         }
         true

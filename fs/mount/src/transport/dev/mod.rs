@@ -12,6 +12,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -22,28 +24,38 @@ pub(super) use self::mounted::Mounted;
 use self::mounted::Pace;
 pub(super) use self::serve::{Shared, Ticket};
 use super::connection::Connection;
-use super::options::{FuseOptions, READ_LEN_MAX, ServerOptions};
-use super::protocol::abi::init_flag;
+use super::live::Live;
+use super::options::{FuseOptions, Privilege, READ_LEN_MAX, ServerOptions};
+use super::protocol::abi::{self, init_flag};
 use super::protocol::init::TooOld;
+use super::protocol::reply;
 use super::server::{Place, ServeError};
 use super::session::{End, Session};
 use super::uring::Rings;
 use crate::filesystem::Filesystem;
 use crate::kernel_mount::{Context, KernelMountError};
+use crate::record::SessionRecord;
 
 /// The threads that serve; dropping them ends what they serve.
 pub(super) struct Threads {
     shared: Arc<Shared>,
+    running: Mutex<Vec<JoinHandle<()>>>,
     options: ServerOptions,
 }
 
+/// A thread that was told to stop answers what it has taken, and no more.
+const STOP_TIME_MAX: Duration = Duration::from_secs(2);
+const STOP_POLL: Duration = Duration::from_millis(1);
+
 impl Threads {
     pub(super) fn start(options: &ServerOptions) -> io::Result<Self> {
-        let threads = Self { shared: Shared::new(options)?, options: options.clone() };
+        let (shared, running) = (Shared::new(options)?, Mutex::default());
+        let threads = Self { shared, running, options: options.clone() };
         for number in 0..options.threads.max(1) {
             let shared = Arc::clone(&threads.shared);
             let name = format!("spanfs-fuse-{number}");
-            std::thread::Builder::new().name(name).spawn(move || shared.run())?;
+            let thread = std::thread::Builder::new().name(name).spawn(move || shared.run())?;
+            threads.running.lock().push(thread);
         }
         Ok(threads)
     }
@@ -77,7 +89,7 @@ impl Threads {
         let end = Arc::new(End::default());
         let by_rings = rings.map_or(0, |_| init_flag::OVER_IO_URING | init_flag::INIT_EXT);
         let mounted = Arc::new(Mounted {
-            device,
+            device: Arc::new(device),
             filesystem,
             wanted: options.capabilities | by_rings,
             mount_point: mount_point.clone(),
@@ -89,9 +101,12 @@ impl Threads {
         let number = self.shared.add(Arc::clone(&mounted));
         let number = number.map_err(|error| failed("wait for requests", error.into()))?;
         match self.show(&context, &greeting, &mounted, rings) {
-            Ok(connection) => {
+            Ok((connection, flags)) => {
                 let (privilege, transport) = (options.privilege, options.transport);
-                Ok(Session { mount_point, privilege, transport, connection, end })
+                // What waits in a ring is not sent again.
+                let can_go_on = flags & init_flag::HAS_RESEND != 0 && rings.is_none();
+                let live = can_go_on.then(|| Live::of_device(&mounted.device));
+                Ok(Session { mount_point, privilege, transport, connection, live, end })
             }
             Err(error) => {
                 self.shared.remove(number);
@@ -107,7 +122,7 @@ impl Threads {
         greeting: &mpsc::Receiver<Result<u64, TooOld>>,
         mounted: &Arc<Mounted>,
         rings: Option<&Rings>,
-    ) -> Result<Connection, ServeError> {
+    ) -> Result<(Connection, u64), ServeError> {
         let path = || mounted.mount_point.clone();
         let failed = |attempt, source| ServeError::Mount { mount_point: path(), attempt, source };
         let patience = self.options.mount_deadline;
@@ -128,7 +143,59 @@ impl Threads {
         let connection =
             connection_of(&mount).map_err(|error| failed("find its connection", error.into()))?;
         context.place(&mount)?;
-        Ok(connection)
+        Ok((connection, flags))
+    }
+
+    /// Answer on the connection of a predecessor, who has greeted the kernel. What it had taken and not
+    /// answered comes again.
+    pub(super) fn resume(
+        &self,
+        filesystem: Arc<dyn Filesystem>,
+        record: &SessionRecord,
+        live: Live,
+        place: Place,
+    ) -> Result<Session, ServeError> {
+        let SessionRecord { transport, connection, mount_point } = record.clone();
+        let failed = |attempt, error: rustix::io::Errno| ServeError::Resume {
+            mount_point: record.mount_point.clone(),
+            attempt,
+            source: error.into(),
+        };
+        match rustix::io::write(&live.device, &reply::notification(abi::NOTIFY_RESEND)) {
+            // The second: its last user has gone meanwhile, which the first read of it tells.
+            Ok(_) | Err(rustix::io::Errno::NODEV | rustix::io::Errno::NOTCONN) => {}
+            Err(error) => return Err(failed("ask for requests under way", error)),
+        }
+        let end = Arc::new(End::default());
+        let mounted = Mounted {
+            device: live.device,
+            filesystem,
+            wanted: 0, // Nobody greets it again.
+            mount_point: mount_point.clone(),
+            end: Arc::clone(&end),
+            pace: Pace::default(),
+            greeting: Mutex::default(),
+            _place: Some(place),
+        };
+        let added = self.shared.add(Arc::new(mounted));
+        added.map_err(|error| failed("wait for requests", error))?;
+        let (privilege, live) = (Privilege::Root, None); // Kept already.
+        Ok(Session { mount_point, privilege, transport, connection, live, end })
+    }
+
+    /// Stop answering: what was taken is answered, as far as its bytes are there; the rest comes again
+    /// to a successor.
+    pub(super) fn leave(&self) {
+        self.shared.stop_threads();
+        let until = Instant::now() + STOP_TIME_MAX;
+        for thread in self.running.lock().drain(..) {
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(STOP_POLL);
+            }
+            if !thread.is_finished() {
+                tracing::warn!("a FUSE thread is still busy; its requests come again");
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::transport::session::End;
 /// A connection with what answers on it. Dropping the last reference closes the device, and with
 /// it, unless somebody else holds it too, the connection.
 pub(crate) struct Mounted {
-    pub(crate) device: OwnedFd,
+    pub(crate) device: Arc<OwnedFd>,
     pub(crate) filesystem: Arc<dyn Filesystem>,
     /// Flags of INIT that are taken when they are offered.
     pub(crate) wanted: u64,

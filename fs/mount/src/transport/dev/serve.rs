@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -40,6 +40,8 @@ const STOP: u64 = u64::MAX;
 pub(crate) struct Shared {
     epoll: OwnedFd,
     stop: OwnedFd,
+    /// Looked at before each request: a busy mount must not keep a thread from the eventfd.
+    is_stopped: AtomicBool,
     mounts: RwLock<HashMap<u64, Arc<Mounted>>>,
     next_number: AtomicU64,
     misses: Misses,
@@ -51,6 +53,7 @@ impl Shared {
         let shared = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             stop: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            is_stopped: AtomicBool::new(false),
             mounts: RwLock::default(),
             next_number: AtomicU64::new(0),
             misses: Misses::new(options.misses_max, options.read_deadline),
@@ -82,11 +85,17 @@ impl Shared {
         mounted.end.come();
     }
 
-    /// End all mounts and all threads.
-    pub(super) fn stop(&self) {
+    /// End all threads.
+    pub(super) fn stop_threads(&self) {
+        self.is_stopped.store(true, Ordering::Release);
         if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
             tracing::error!("FUSE threads can't be stopped: {error}");
         }
+    }
+
+    /// End all mounts and all threads.
+    pub(super) fn stop(&self) {
+        self.stop_threads();
         let numbers: Vec<u64> = self.mounts.read().keys().copied().collect();
         for number in numbers {
             self.remove(number);
@@ -124,6 +133,9 @@ impl Shared {
 
     fn take_turn(self: &Arc<Self>, number: u64, mounted: &Arc<Mounted>, hands: &mut Hands) {
         for _ in 0..TURN_MAX {
+            if self.is_stopped.load(Ordering::Acquire) {
+                return;
+            }
             match rustix::io::read(&mounted.device, &mut hands.request[..]) {
                 Ok(len @ 1..) => self.handle(number, mounted, hands, len),
                 Err(Code::AGAIN) => break,
@@ -299,9 +311,12 @@ impl Shared {
     /// Answer those that have waited too long. Whoever notes a miss sleeps no longer than it waits.
     pub(crate) fn expire(&self) {
         while let Some(miss) = self.misses.pop_expired(Instant::now()) {
-            let (ino, offset, len) = (miss.ino.0, miss.offset, miss.len);
-            tracing::warn!(ino, offset, len, "a read fails: no bytes within its deadline");
             miss.fail(Errno::InputOutput);
+            if let Some(mounted) = miss.mount.upgrade() {
+                let (ino, offset, len) = (miss.ino, miss.offset, miss.len as u64);
+                let of = mounted.filesystem.describe(ino, offset, len);
+                tracing::warn!(offset, len, "a read fails, no bytes within its deadline: {of}");
+            }
         }
     }
 }

@@ -89,6 +89,7 @@ impl Threads {
             privilege: options.privilege,
             transport: Transport::Fuse3,
             connection,
+            live: None, // The crate can't go on with a connection that it has not made.
             end: Arc::clone(&served.end),
         };
         // The sender is dropped at the greeting, or with its session: `is_over` tells which.

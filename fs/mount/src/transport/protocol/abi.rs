@@ -78,8 +78,13 @@ pub(crate) mod init_flag {
     pub(crate) const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     /// There are more than 32 flags.
     pub(crate) const INIT_EXT: u64 = 1 << 30;
+    /// Protocol 7.40: newer than the headers of many distributions.
+    pub(crate) const HAS_RESEND: u64 = 1 << 39;
     pub(crate) const OVER_IO_URING: u64 = 1 << 41;
 }
+
+/// `FUSE_NOTIFY_RESEND`, protocol 7.40: what was taken and not answered is to be taken again.
+pub(crate) const NOTIFY_RESEND: i32 = 7;
 
 /// `FOPEN_DIRECT_IO`, a flag of an open's reply.
 pub(crate) const FOPEN_DIRECT_IO: u32 = 1;

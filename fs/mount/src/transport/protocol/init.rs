@@ -15,7 +15,8 @@ pub(crate) const WANTED: u64 = init_flag::ASYNC_READ
     | init_flag::MAX_PAGES
     | init_flag::CACHE_SYMLINKS
     | init_flag::NO_OPENDIR_SUPPORT
-    | init_flag::INIT_EXT;
+    | init_flag::INIT_EXT
+    | init_flag::HAS_RESEND;
 
 /// Requests of read-ahead that the kernel may have under way.
 const BACKGROUND_MAX: u16 = 64;

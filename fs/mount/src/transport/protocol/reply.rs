@@ -148,6 +148,13 @@ pub(crate) fn header(unique: u64, error: i32, body_len: usize) -> [u8; abi::OUT_
     out.bytes
 }
 
+/// A message that answers no request: `code` is one of `FUSE_NOTIFY_*`.
+pub(crate) fn notification(code: i32) -> [u8; abi::OUT_HEADER_LEN] {
+    let mut out = Record::<{ abi::OUT_HEADER_LEN }>::new();
+    out.u32(abi::OUT_HEADER_LEN as u32).u32(code.cast_unsigned()).u64(0);
+    out.bytes
+}
+
 /// `S_IFMT` bits of stat(2).
 fn type_bits(file_type: FileType) -> u32 {
     match file_type {

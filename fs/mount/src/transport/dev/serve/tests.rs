@@ -33,7 +33,7 @@ impl Kernel {
         let toy = Arc::new(Toy::default());
         let end = Arc::new(End::default());
         let mounted = Mounted {
-            device,
+            device: Arc::new(device),
             filesystem: Arc::clone(&toy) as Arc<dyn crate::filesystem::Filesystem>,
             wanted: WANTED,
             mount_point: "/stand-in".into(),

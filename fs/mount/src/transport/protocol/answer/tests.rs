@@ -93,6 +93,10 @@ impl Filesystem for Toy {
         Ok(is_present.then_some(count))
     }
 
+    fn describe(&self, ino: Ino, _offset: u64, _len: u64) -> String {
+        format!("inode {}", ino.0)
+    }
+
     fn fill(&self, ino: Ino, _offset: u64, _len: u64, reply: FillReply) {
         assert_ne!(ino.0, BAD, "a mistake of the test's own");
         self.fills.lock().push(reply);
