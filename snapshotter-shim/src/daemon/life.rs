@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::Resource;
+use spanfs_mount::hold::{self, FdStore, Hold, Holder, Holding};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -95,9 +96,53 @@ fn open(
     }
     let options = overlay_support::options(&work, &settings.overlay_options);
     raise_file_limit();
-    let start = |snapshots: &Path| Layers::start(&flags.root, snapshots, settings, environment);
+    let holding = holding(flags);
+    let start = |snapshots: &Path| {
+        Layers::start(&flags.root, snapshots, settings, environment, holding.clone())
+    };
     Snapshotter::open_with(&flags.root, options, start)
         .with_context(|| format!("opening the snapshots of {}", flags.root.display()))
+}
+
+/// Who keeps mounts alive while we are not: systemd, where its unit allows it, else a process of ours.
+/// Without it all works, but for readers of incomplete layers while no daemon runs.
+fn holding(flags: &Flags) -> Option<Holding> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let hold: std::io::Result<Arc<dyn Hold>> =
+        match (std::env::var_os("NOTIFY_SOCKET"), variable("FDSTORE")) {
+            // systemd from 254 tells how many descriptors its unit may store.
+            (Some(socket), Some(count)) if count != "0" => {
+                let inherited = hold::inherited(variable);
+                FdStore::new(&socket, inherited).map(|store| Arc::new(store) as _)
+            }
+            _ => reach_holder(flags).map(|holder| Arc::new(holder) as _),
+        };
+    match hold {
+        Ok(hold) => {
+            tracing::info!(by = hold.describe(), "mounts survive this process");
+            let prefix = hold::Name::new(HOLD_PREFIX)?;
+            Some(Holding { hold, prefix })
+        }
+        Err(error) => {
+            tracing::warn!(%error, "mounts of incomplete layers end with this process");
+            None
+        }
+    }
+}
+
+/// What our names begin with in a hold.
+const HOLD_PREFIX: &str = "spanfs.snapshotter";
+
+fn reach_holder(flags: &Flags) -> std::io::Result<Holder> {
+    let program = Holder::find_program(std::env::var_os("PATH").as_deref());
+    let missing =
+        || std::io::Error::other("spanfs-hold is neither beside this program nor in PATH");
+    let program = program.ok_or_else(missing)?;
+    let own = match &flags.address {
+        Address::Path(path) => path,
+        Address::Activation => &flags.default_address,
+    };
+    Holder::reach(own.with_file_name("hold.sock"), program)
 }
 
 /// A layer has half a dozen files open.

@@ -82,11 +82,18 @@ impl Address {
 }
 
 fn inherited() -> Result<Option<UnixListener>, SocketError> {
-    let mut sockets = ListenFd::from_env();
-    match sockets.len() {
-        0 => Ok(None),
-        1 => sockets.take_unix_listener(0).map_err(SocketError::Activation),
-        count => Err(SocketError::TooMany(count)),
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names: Vec<&str> = names.split(':').collect();
+    let mut passed = ListenFd::from_env();
+    // What an earlier process of ours stored comes the same way.
+    let is_socket = |number: &usize| {
+        !names.get(*number).is_some_and(|name| name.starts_with(spanfs_mount::hold::PREFIX))
+    };
+    let sockets: Vec<usize> = (0..passed.len()).filter(is_socket).collect();
+    match sockets[..] {
+        [] => Ok(None),
+        [number] => passed.take_unix_listener(number).map_err(SocketError::Activation),
+        _ => Err(SocketError::TooMany(sockets.len())),
     }
 }
 

@@ -40,10 +40,11 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use spanfs::image::Images;
 use spanfs_cache::{Background, Cache, CacheOptions};
+use spanfs_mount::hold::Holding;
 use spanfs_mount::policy::{self, Choice, Front};
 use spanfs_mount::probe::Facts;
 use spanfs_mount::transport::ServerOptions;
-use spanfs_mount::{Mounter, MounterOptions, Parts};
+use spanfs_mount::{Inheritance, Mounter, MounterOptions, Parts};
 
 use crate::config::{FrontChoice, PullModes, Settings};
 use crate::content_store::ContentStore;
@@ -69,6 +70,8 @@ const MOUNTS_MAX: usize = 4096;
 pub struct Layers {
     opener: Opener,
     mounter: Mounter,
+    /// What an earlier process showed, and nobody has gone on with yet.
+    inheritance: Inheritance,
     front: Choice,
     /// Layers that come whole are unpacked.
     unpacks: bool,
@@ -86,20 +89,31 @@ pub struct Layers {
 
 impl Layers {
     /// Get ready below `root`; `None` on a machine that can't show layers at all. Mounts that an
-    /// earlier process left below `snapshots` are taken away: containers that use them keep them.
+    /// earlier process left below `snapshots` wait for [`Self::restore`], those that can't be gone on
+    /// with are taken away: containers that use them keep them.
     pub fn start(
         root: &Path,
         snapshots: &Path,
         settings: &Settings,
         environment: &Environment,
+        holding: Option<Holding>,
     ) -> Result<Option<Self>, LayerError> {
         let base = root.join("spanfs");
         let [directory, mounts, hosts] = ["cache", "mounts", "hosts"].map(|name| base.join(name));
         private_directory(&base).map_err(LayerError::disk(&base))?;
         std::fs::create_dir_all(&mounts).map_err(LayerError::disk(&mounts))?;
         access::write_hosts(&hosts, &settings.mirrors).map_err(LayerError::disk(&hosts))?;
-        restore::recover(&mounts, snapshots);
-        let Some(front) = choose_front(&mounts, settings) else { return Ok(None) };
+        let mut options = MounterOptions::new(&mounts);
+        // nerdctl's suite and SOCI's count the one-file mounts.
+        options.parts = Parts::Visible;
+        options.server = ServerOptions { mounts_max: MOUNTS_MAX, ..ServerOptions::default() };
+        options.holding = holding;
+        let mounter = Mounter::new(options)?;
+        let inheritance = restore::inherit(&mounter, snapshots)?;
+        let Some(front) = choose_front(&mounts, settings) else {
+            inheritance.discard();
+            return Ok(None);
+        };
         let unpacks = match settings.front {
             FrontChoice::Files => true,
             FrontChoice::Auto => front.front != Front::Erofs,
@@ -111,10 +125,6 @@ impl Layers {
         let images = Arc::new(images);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let cache = Arc::new(Cache::open(CacheOptions::new(directory.clone(), cores))?);
-        let mut options = MounterOptions::new(&mounts);
-        // nerdctl's suite and SOCI's count the one-file mounts.
-        options.parts = Parts::Visible;
-        options.server = ServerOptions { mounts_max: MOUNTS_MAX, ..ServerOptions::default() };
         // The peer's words, here and below.
         let background = match settings.background_fetch {
             Some(_) => {
@@ -134,7 +144,8 @@ impl Layers {
         }
         let metrics = Arc::new(Metrics::default());
         Ok(Some(Self {
-            mounter: Mounter::new(options)?,
+            mounter,
+            inheritance,
             front,
             unpacks,
             background,
@@ -211,7 +222,10 @@ impl Layers {
         self.opener.stop.store(true, Ordering::Relaxed);
         self.wholes.stop();
         match mounts {
-            AtEnd::Stay => self.registry.leave(),
+            AtEnd::Stay => {
+                self.mounter.leave();
+                self.registry.leave();
+            }
             AtEnd::Go => self.registry.retain(|_| false),
         }
     }
@@ -245,7 +259,8 @@ impl Live {
 /// What becomes of mounts when the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtEnd {
-    /// They stay: complete layers go on, the others wait for the next process.
+    /// They stay: complete layers go on, readers of the others wait for the next process if somebody
+    /// holds their connections.
     Stay,
     /// They are unmounted.
     Go,

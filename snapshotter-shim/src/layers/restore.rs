@@ -10,7 +10,7 @@ use spanfs::image::Ztoc;
 use spanfs_fetch::ImageRef;
 use spanfs_layer::Digest;
 use spanfs_mount::transport::Privilege;
-use spanfs_mount::{MounterOptions, mountinfo, record, unmount};
+use spanfs_mount::{Inheritance, Mounter, mountinfo, unmount};
 
 use super::note::Note;
 use super::show::Place;
@@ -42,6 +42,8 @@ impl Layers {
         let layers = Arc::clone(self);
         let run = move || {
             places.iter().for_each(|level| layers.restore_level(level));
+            // Of removed snapshots, or broken ones: nobody will ever serve them.
+            layers.inheritance.discard();
             layers.prefetch_all();
             let _nobody_waits = done.send(());
         };
@@ -122,25 +124,22 @@ impl Layers {
     }
 }
 
-/// Take away what dead processes left mounted.
-pub(super) fn recover(mounts: &Path, snapshots: &Path) {
-    let records = MounterOptions::new(mounts).records();
-    match record::recover(&records, Privilege::Root) {
-        Ok(recovered) => {
-            for dead in recovered.iter().filter(|dead| dead.outcome.is_err()) {
-                let at = dead.mount_point.display();
-                tracing::warn!(at = %at, outcome = ?dead.outcome, "a dead mount stays");
-            }
-            tracing::debug!(count = recovered.len(), "mounts of an earlier process taken away");
-        }
-        Err(error) => tracing::warn!(%error, "dead mounts are not looked for"),
-    }
+/// What an earlier process showed and can be gone on with. All else that is mounted below `snapshots`
+/// is taken away.
+pub(super) fn inherit(mounter: &Mounter, snapshots: &Path) -> Result<Inheritance, LayerError> {
+    let inheritance = mounter.inherit(Privilege::Root)?;
+    tracing::debug!(count = inheritance.count(), "mounts of an earlier process");
     // The peer keeps no records. The kernel names mounts by their real paths.
-    let Ok(snapshots) = snapshots.canonicalize() else { return };
+    let Ok(snapshots) = snapshots.canonicalize() else { return Ok(inheritance) };
     for mount in mountinfo::mounts().unwrap_or_default().iter().rev() {
-        let ours = mount.mount_point.starts_with(&snapshots) && mount.mount_point != snapshots;
-        if ours && let Err(error) = unmount::detach(&mount.mount_point, Privilege::Root) {
-            tracing::warn!(at = %mount.mount_point.display(), %error, "a mount stays");
+        let place = &mount.mount_point;
+        let is_below = place.starts_with(&snapshots) && *place != snapshots;
+        if is_below
+            && !inheritance.has_mounted(place)
+            && let Err(error) = unmount::detach(place, Privilege::Root)
+        {
+            tracing::warn!(at = %place.display(), %error, "a mount stays");
         }
     }
+    Ok(inheritance)
 }

@@ -1,6 +1,6 @@
 //! From a layer that we can have to its mount at a snapshot's directory.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use spanfs_fetch::Priority;
 use spanfs_layer::Digest;
 use spanfs_layer::soci::SpanRun;
 use spanfs_layer::tree::TreeOptions;
-use spanfs_mount::Mount;
 use spanfs_mount::policy::Front;
+use spanfs_mount::{Inherited, Mount, MountError};
 
 use super::decisions::Outcome;
 use super::find::Wanted;
@@ -65,6 +65,13 @@ pub struct Placed {
     pub kind: Kind,
     /// Disk that its own files take; nothing for what is mounted.
     pub usage: Usage,
+}
+
+impl Place {
+    /// Where the layer is mounted.
+    fn root(&self) -> PathBuf {
+        self.directory.join("fs")
+    }
 }
 
 /// How a layer is shown, for its labels.
@@ -196,7 +203,6 @@ impl Layers {
         note: Arc<Note>,
         place: &Place,
     ) -> Result<(), LayerError> {
-        let at = place.directory.join("fs");
         let since = Instant::now();
         let (mount, layer) = match self.front.front {
             Front::Erofs => {
@@ -205,9 +211,9 @@ impl Layers {
                 let layer = index_layer(&open, note.lowest, &index, describe)?;
                 let digest = note.layer.to_string();
                 self.metrics.took(Operation::IndexLayer, &digest, since.elapsed());
-                (self.mounter.layer(&layer, &at)?, Some(layer))
+                (self.mount_layer(place, &layer)?, Some(layer))
             }
-            Front::Inode => (self.inodes(&open, &at)?, None),
+            Front::Inode => (self.mount_inodes(place, &open)?, None),
         };
         self.metrics.took(Operation::FuseMount, &note.layer.to_string(), since.elapsed());
         let OpenLayer { content, spans, .. } = open;
@@ -216,10 +222,47 @@ impl Layers {
         Ok(())
     }
 
-    fn inodes(&self, open: &OpenLayer, at: &Path) -> Result<Mount, LayerError> {
+    fn mount_layer(&self, place: &Place, layer: &spanfs_mount::Layer) -> Result<Mount, LayerError> {
+        let adopt = |old| self.mounter.adopt(old, std::slice::from_ref(layer));
+        match self.go_on(place, adopt) {
+            Some(mount) => Ok(mount),
+            None => Ok(self.mounter.layer(layer, &place.root())?),
+        }
+    }
+
+    fn mount_inodes(&self, place: &Place, open: &OpenLayer) -> Result<Mount, LayerError> {
         let tree = Arc::new(open.tree(TreeOptions::default())?);
-        let content = (open.descriptor.digest.to_string(), Arc::clone(&open.content));
-        Ok(self.mounter.inodes(tree, vec![content], at, self.front.privilege)?)
+        let content = || vec![(open.descriptor.digest.to_string(), Arc::clone(&open.content))];
+        let adopt = |old| self.mounter.adopt_inodes(old, Arc::clone(&tree), content());
+        if let Some(mount) = self.go_on(place, adopt) {
+            return Ok(mount);
+        }
+        let privilege = self.front.privilege;
+        Ok(self.mounter.inodes(tree, content(), &place.root(), privilege)?)
+    }
+
+    /// Go on with what an earlier process showed at `place`, if it did. What it had replaced there, and
+    /// somebody still uses, is served until they go.
+    fn go_on(
+        &self,
+        place: &Place,
+        adopt: impl Fn(Inherited) -> Result<Mount, MountError>,
+    ) -> Option<Mount> {
+        let mut current = None;
+        // The kernel names mounts by their real paths; the mount itself is not looked at.
+        let root = place.directory.canonicalize().map(|directory| directory.join("fs"));
+        for old in root.map(|root| self.inheritance.at(&root)).unwrap_or_default() {
+            let is_current = old.is_in_tree() && current.is_none();
+            match adopt(old) {
+                Ok(mount) if is_current => current = Some(mount),
+                Ok(mount) => shown::unmount_later(place.id, mount),
+                Err(error) => {
+                    let (id, error) = (place.id, chain(&error));
+                    tracing::warn!(id, error, "a mount of an earlier process has ended");
+                }
+            }
+        }
+        current
     }
 
     /// Once the topmost layer of an image is shown, all of it is fetched in idle time, in the order
@@ -253,7 +296,7 @@ impl Layers {
         // While it is taken, it looks as if it were to be mounted.
         let _one_at_a_time = self.registry.lock(id);
         let Some(mut shown) = self.registry.take_complete(id, self.settle_time()) else { return };
-        let at = place.directory.join("fs");
+        let at = place.root();
         let layer = shown.layer.as_ref();
         let direct = layer.map(|layer| self.mounter.direct(layer, &at, &mut shown.mount));
         let old = match direct {

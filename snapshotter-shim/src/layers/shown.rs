@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! absent ─note─▶ noted ─mount─▶ shown ─unmount─▶ gone
-//!                  ▲               │ the daemon ends: mounts stay, those that need it are dead
-//!                  └───────────────┘ and made anew at the next start, from the note
+//!                  ▲               │ the daemon ends: mounts stay, and readers of those that need it
+//!                  └───────────────┘ wait; the next start goes on with them, by the note
 //! ```
 //!
 //! A layer that became complete gets a mount that the kernel serves alone, for containers made from
@@ -283,14 +283,10 @@ impl Registry {
         }
     }
 
-    /// Leave all mounts where they are, for the next start.
+    /// Forget all, once its mounts were left to the next start.
     pub(super) fn leave(&self) {
-        for (_, entry) in self.entries.lock().drain() {
-            // The process ends: its descriptors close, and what the kernel holds by itself goes on.
-            if let Some(shown) = entry.shown {
-                std::mem::forget(shown.mount);
-            }
-        }
+        let entries = std::mem::take(&mut *self.entries.lock());
+        drop(entries);
     }
 }
 

@@ -68,8 +68,9 @@ impl Snapshotter {
             return Err(Failure::Root(root.to_owned()));
         }
         let directories = Directories::open(root)?;
-        let layers = start(directories.path()).map_err(Failure::Layers)?.map(Arc::new);
+        // First: while another process has it, nothing that is mounted is ours to take over.
         let (store, state) = Store::open(&root.join("snapshotter/snapshots.redb"))?;
+        let layers = start(directories.path()).map_err(Failure::Layers)?.map(Arc::new);
         // A directory without record is in the way of its id until it is cleaned up.
         let names = directories.names()?;
         let used = names.iter().filter_map(|name| name.parse().ok()).max().unwrap_or(0);

@@ -28,6 +28,7 @@ impl Drop for Root {
         for (at, _) in mounts_below(self.path()).iter().rev() {
             let _ = std::process::Command::new("umount").arg("-l").arg(at).output();
         }
+        crate::node::end_holder(self.path());
     }
 }
 

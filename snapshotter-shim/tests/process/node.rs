@@ -105,3 +105,15 @@ fn arguments(root: &Path, settings: &str) -> [PathBuf; 4] {
     std::fs::write(&config, text).unwrap();
     ["--root".into(), root.join("state"), "--config".into(), config]
 }
+
+/// End the process that keeps the mounts of a node whose daemon was killed for good.
+pub(crate) fn end_holder(root: &Path) {
+    let socket = root.join("run/hold.sock");
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let argument = command.split(|&byte| byte == 0).nth(1);
+        if argument == Some(socket.as_os_str().as_encoded_bytes()) {
+            let _ = Command::new("kill").arg("-9").arg(entry.file_name()).status();
+        }
+    }
+}

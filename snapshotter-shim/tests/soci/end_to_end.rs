@@ -174,6 +174,8 @@ fn a_converted_image_is_pushed_and_mounted() {
         indexes: scratch.path().join("indexes"),
         upper: None,
         bare_layer: false,
+        holding: None,
+        succeeds: false,
     };
     let mounted = show(&layers, &mount_point, &options).unwrap();
     let compared = files_are_those_of_the_image(&mount_point);

@@ -18,8 +18,8 @@ on_each_containerd!(
     index_is_named_by_a_label,
 );
 
-/// Bytes of the file that nobody reads at once.
-const BIG: usize = 24 << 20;
+/// Files of a mebibyte each that nobody reads at once.
+pub(crate) const FILES: u64 = 24;
 pub(crate) const V1_ONLY: &str =
     "[pull_modes.soci_v1]\n  enable = true\n[pull_modes.soci_v2]\n  enable = false\n";
 pub(crate) const REMOTE: &str = "containerd.io/snapshot/remote";
@@ -28,8 +28,8 @@ pub(crate) const REMOTE: &str = "containerd.io/snapshot/remote";
 /// last.
 pub(crate) fn image() -> Image {
     let mut large = Layer::new().directory("data");
-    for file in 0..BIG >> 20 {
-        large = large.file(&format!("data/{file}"), 0o644, &noise(file as u64, 1 << 20));
+    for file in 0..FILES {
+        large = large.file(&format!("data/{file}"), 0o644, &noise(file, 1 << 20));
     }
     Image::with_programs()
         .layer(large)

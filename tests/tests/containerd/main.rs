@@ -21,5 +21,6 @@ mod process;
 mod pull_and_run;
 mod recorded;
 mod restart;
+mod survive;
 mod user_namespaces;
 mod versions;

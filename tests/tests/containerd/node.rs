@@ -84,13 +84,18 @@ impl Node {
         self.dir.path().join(path)
     }
 
+    /// The root directory as the node sees it, with all that is mounted there.
+    pub(crate) fn root(&self) -> PathBuf {
+        format!("/proc/{}/root", self.namespaces().init()).into()
+    }
+
     /// The daemon's process.
     pub(crate) fn daemon_pid(&self) -> u32 {
         self.daemon.as_ref().expect("the daemon runs").pid
     }
 
     /// A command in the node's namespaces.
-    fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub(crate) fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.namespaces().enter();
         let path = format!("{}:{}", self.path("bin").display(), self.version.path());
         command.arg(program.as_ref()).env("PATH", path);
