@@ -108,14 +108,16 @@ impl<'a> Mounted<'a> {
         serde_json::from_str(&text).context("status is JSON")
     }
 
+    /// The process that serves it.
+    pub(crate) fn pid(&self) -> Result<u64> {
+        let status = self.status()?;
+        let pid = status.pointer("/mounts/0/pid").and_then(serde_json::Value::as_u64);
+        pid.context("status has no pid")
+    }
+
     /// Resident memory of the process that serves it, in bytes.
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
-        let status = self.status()?;
-        let pid = status
-            .pointer("/mounts/0/pid")
-            .and_then(serde_json::Value::as_u64)
-            .context("status has no pid")?;
-        resident_bytes(pid)
+        resident_bytes(self.pid()?)
     }
 }
 

@@ -160,6 +160,19 @@ pub(crate) struct Mount {
     /// The process behind a background mount: it reports to stdout when the mount is there.
     #[arg(long, hide = true)]
     pub(crate) background_process: bool,
+    /// Its child, which serves.
+    #[arg(long, hide = true)]
+    pub(crate) serving_process: bool,
+    /// Its next child, which goes on with the mount of one that was killed.
+    #[arg(long, hide = true)]
+    pub(crate) succeeding_process: bool,
+}
+
+impl Mount {
+    /// Whether this process serves in the background.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.serving_process || self.succeeding_process
+    }
 }
 
 #[derive(Args, Debug)]

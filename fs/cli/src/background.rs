@@ -39,7 +39,9 @@ pub(crate) fn start() -> Result<Result<Value, ExitCode>, Failure> {
 pub(crate) fn report_and_detach(report: &Value, log: &Path) -> io::Result<()> {
     setsid()?;
     writeln!(io::stdout().lock(), "{report}")?;
-    let log = File::create(log)?;
+    File::create(log)?;
+    // The one who waits for our end writes there, too.
+    let log = File::options().append(true).open(log)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;

@@ -7,6 +7,7 @@ mod command;
 mod demo;
 mod enter;
 mod failure;
+mod held;
 mod leftover;
 mod namespace;
 mod output;
@@ -15,6 +16,7 @@ mod runtime;
 mod session;
 mod settings;
 mod signals;
+mod supervise;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;

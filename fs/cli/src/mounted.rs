@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use spanfs_cache::{Content, Verification};
 use spanfs_layer::tree::{Tree, TreeOptions};
+use spanfs_mount::hold::Holding;
 use spanfs_mount::overlay::{OverlayError, OverlayOptions, Upper};
 use spanfs_mount::policy::{self, Choice, Front, NoFront};
 use spanfs_mount::probe::Facts;
 use spanfs_mount::transport::fuse3::Privilege;
 use spanfs_mount::{
-    Busy, Ended, Mount, MountError, Mounter, MounterOptions, Shown, UnmountError, overlay, record,
-    unmount,
+    Busy, Ended, Inherited, Mount, MountError, Mounter, MounterOptions, Shown, UnmountError,
+    overlay, unmount,
 };
 
 use crate::image::{ImageError, Layers, OpenLayer};
@@ -34,6 +35,10 @@ pub struct ShowOptions {
     pub upper: Option<Upper>,
     /// One layer alone, whiteouts as overlayfs wants them, instead of a whole image.
     pub bare_layer: bool,
+    /// Who keeps the mount for a successor of this process; it ends with us without.
+    pub holding: Option<Holding>,
+    /// Go on with what a killed process showed there, or fail.
+    pub succeeds: bool,
 }
 
 /// Why layers can't be shown.
@@ -51,6 +56,9 @@ pub enum ShowError {
     /// The kernel refused the writable part.
     #[error(transparent)]
     Overlay(#[from] OverlayError),
+    /// A successor came too late.
+    #[error("the mount has ended: there is nothing to go on with")]
+    Ended,
     /// A writable mount without privilege.
     #[error("a writable mount needs overlayfs, and that needs root")]
     Unprivileged,
@@ -91,14 +99,18 @@ pub fn show(
     let facts = Facts::gather(&options.state);
     let choice = policy::choose(&facts, options.front)?;
     tracing::info!(front = %choice.front, reason = choice.reason, "front chosen");
-    let mounter_options = MounterOptions::new(&options.state);
-    match record::recover(&mounter_options.records(), choice.privilege) {
-        Ok(recovered) => recovered.iter().for_each(|it| {
-            tracing::info!(at = %it.mount_point.display(), outcome = ?it.outcome, "dead mount");
-        }),
-        Err(error) => tracing::warn!(%error, "dead mounts are not looked for"),
-    }
+    let mut mounter_options = MounterOptions::new(&options.state);
+    mounter_options.holding.clone_from(&options.holding);
     let mounter = Mounter::new(mounter_options)?;
+    let inheritance = mounter.inherit(choice.privilege)?;
+    let old = inheritance.at(mount_point).pop();
+    if inheritance.count() > 0 {
+        tracing::info!(count = inheritance.count(), "dead mounts are taken away");
+    }
+    inheritance.discard();
+    if options.succeeds && old.is_none() {
+        return Err(ShowError::Ended);
+    }
     let mut mounted = Mounted {
         mount: None,
         below: None,
@@ -109,18 +121,24 @@ pub fn show(
         since: Instant::now(),
         later: Later::default(),
     };
-    mounted.mount(mount_point, options)?;
+    mounted.mount(mount_point, options, old)?;
     Ok(mounted)
 }
 
 impl Mounted {
-    fn mount(&mut self, mount_point: &Path, options: &ShowOptions) -> Result<(), ShowError> {
+    fn mount(
+        &mut self,
+        mount_point: &Path,
+        options: &ShowOptions,
+        old: Option<Inherited>,
+    ) -> Result<(), ShowError> {
         let mounter = &self._mounter;
         match self.choice.front {
             Front::Erofs => {
                 let layers =
                     indexed(&self.layers, options.bare_layer, &options.indexes, &self.later)?;
                 self.mount = Some(match (&layers[..], options.bare_layer) {
+                    (layers, _) if old.is_some() => go_on(old, |old| mounter.adopt(old, layers))?,
                     ([layer], true) => mounter.layer(layer, mount_point)?,
                     _ => {
                         let upper = options.upper.clone();
@@ -132,6 +150,11 @@ impl Mounted {
             Front::Inode => {
                 let tree = inode_tree(&self.layers, options.bare_layer)?;
                 let contents = self.layers.layers.iter().map(named_content).collect();
+                if old.is_some() {
+                    let adopt = |old| mounter.adopt_inodes(old, Arc::new(tree), contents);
+                    self.mount = Some(go_on(old, adopt)?);
+                    return Ok(());
+                }
                 let privilege = self.choice.privilege;
                 let Some(upper) = &options.upper else {
                     self.mount =
@@ -204,6 +227,13 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         self.take_above();
     }
+}
+
+fn go_on(
+    old: Option<Inherited>,
+    adopt: impl FnOnce(Inherited) -> Result<Mount, MountError>,
+) -> Result<Mount, ShowError> {
+    Ok(adopt(old.ok_or(ShowError::Ended)?)?)
 }
 
 fn named_content(layer: &OpenLayer) -> (String, Arc<dyn Content>) {

@@ -3,6 +3,8 @@
 //! ```text
 //! RUNTIME/ID.sock    answers `status` and `unmount`; ID is of the directory's path
 //! RUNTIME/ID.log     stderr of a background mount
+//! RUNTIME/ID.image   documents of its image, for whoever serves it next
+//! RUNTIME/hold.sock  who keeps the connections of background mounts (`spanfs-hold`)
 //! ```
 
 use std::fs;
@@ -75,17 +77,33 @@ pub(crate) fn socket(directory: &Path) -> Result<PathBuf, Failure> {
     Ok(named(directory)?.with_extension("sock"))
 }
 
+/// Whether a process answers for the mount in `directory`.
+pub(crate) fn is_served(directory: &Path) -> Result<bool, Failure> {
+    Ok(UnixStream::connect(socket(directory)?).is_ok())
+}
+
 /// Where the log of the background mount in `directory` is.
 pub(crate) fn log(directory: &Path) -> Result<PathBuf, Failure> {
     Ok(named(directory)?.with_extension("log"))
 }
 
+/// Where the documents of the image mounted in `directory` are, for a successor of its process.
+pub(crate) fn pinned(directory: &Path) -> Result<PathBuf, Failure> {
+    Ok(named(directory)?.with_extension("image"))
+}
+
 /// Long enough that no two directories of a machine share it, short enough for a socket's path.
 const ID_LEN: usize = 20;
 
+/// What the mount in a directory is called.
+pub(crate) fn id(mounted: &Path) -> String {
+    let mut hex = Digest::of(mounted.as_os_str().as_encoded_bytes()).hex().to_string();
+    hex.truncate(ID_LEN);
+    hex
+}
+
 fn named(mounted: &Path) -> Result<PathBuf, Failure> {
-    let hex = Digest::of(mounted.as_os_str().as_encoded_bytes()).hex().to_string();
-    Ok(directory()?.join(&hex[..ID_LEN]))
+    Ok(directory()?.join(id(mounted)))
 }
 
 /// Sockets of all mount processes of this user, also dead ones.

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use spanfs::image::{
-    Discovery, How, Image, ImageError, Images, ImagesOptions, LayerSource, Layers, Pull,
+    Discovery, How, Image, ImageError, Images, ImagesOptions, LayerSource, Layers, Pinned, Pull,
 };
 use spanfs::mounted::{MountStatus, Mounted, ShowError, ShowOptions, show};
 use spanfs_cache::{
@@ -17,6 +17,7 @@ use spanfs_cache::{
 use spanfs_fetch::{Class, CredentialSource, ImageRef, ProxyOptions, RegistryOptions, Secret};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::{Descriptor, ImageConfig, Platform};
+use spanfs_mount::hold::Holding;
 use spanfs_mount::overlay::Upper;
 use spanfs_mount::policy::Front;
 use spanfs_mount::start_set::{StartConfig, StartSet, StartSetOptions, drive};
@@ -63,6 +64,15 @@ impl Reached {
         }
         Ok(Self { images, image, discovery, name: asked.image.clone() })
     }
+
+    /// As an earlier process found it.
+    fn again(name: &str, pinned: &Pinned, reaching: &Reaching) -> Result<Self, Failure> {
+        let failed =
+            |error: ImageError| image_failure(format!("going on with the image {name}"), &error);
+        let images = Images::start(images_options(reaching)).map_err(failed)?;
+        let (image, discovery) = pinned.open(&images).map_err(failed)?;
+        Ok(Self { images, image, discovery, name: name.to_owned() })
+    }
 }
 
 fn images_options(reaching: &Reaching) -> ImagesOptions {
@@ -105,12 +115,16 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn open(
         asked: &arguments::Image,
+        pinned: Option<&Pinned>,
         only: Option<&Digest>,
         keeping: &Keeping,
         reaching: &Reaching,
         output: &Output,
     ) -> Result<Self, Failure> {
-        let reached = Reached::find(asked, reaching, Some(&keeping.cache_dir))?;
+        let reached = match pinned {
+            Some(pinned) => Reached::again(&asked.image, pinned, reaching)?,
+            None => Reached::find(asked, reaching, Some(&keeping.cache_dir))?,
+        };
         let attempted = || format!("opening the layers of {}", asked.image);
         let failed = |error: ImageError| image_failure(attempted(), &error);
         let mut options = CacheOptions::new(keeping.cache_dir.clone(), keeping.threads);
@@ -145,6 +159,11 @@ impl Session {
         &self.reached.image.documents.config
     }
 
+    /// What a successor of this process needs to know of the image.
+    pub(crate) fn pinned(&self) -> Option<Pinned> {
+        Pinned::of(&self.reached.name, &self.reached.image, &self.reached.discovery)
+    }
+
     pub(crate) fn layers(&self) -> &Layers {
         &self.layers
     }
@@ -177,6 +196,8 @@ impl Session {
             indexes: self.keeping.cache_dir.join("indexes"),
             upper: asked.upper.clone(),
             bare_layer: asked.bare_layer,
+            holding: asked.holding.clone(),
+            succeeds: asked.succeeds,
         };
         self.prefetch();
         let mounted = show(&self.layers, &asked.directory, &options).map_err(|error| {
@@ -270,13 +291,18 @@ pub(crate) struct Mounting {
     pub(crate) bare_layer: bool,
     /// What will be started, if not the image's own program.
     pub(crate) command: Vec<String>,
+    /// Who keeps the mount for a successor of this process.
+    pub(crate) holding: Option<Holding>,
+    /// Go on with the mount of a predecessor, or fail.
+    pub(crate) succeeds: bool,
 }
 
 impl Mounting {
     /// An image, read-only.
     pub(crate) fn of(directory: &Path, front: FrontChoice, state: PathBuf) -> Self {
         let (upper, bare_layer, command) = (None, false, Vec::new());
-        Self { directory: directory.to_owned(), front, state, upper, bare_layer, command }
+        let (directory, holding, succeeds) = (directory.to_owned(), None, false);
+        Self { directory, front, state, upper, bare_layer, command, holding, succeeds }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod daemon;
 pub(crate) mod edge;
+mod edge_restart;
 mod entries;
 mod first_byte;
 mod memory;
@@ -23,7 +24,7 @@ use crate::report::Report;
 
 type Promise = fn(&Lab, &mut Report) -> Result<()>;
 
-const PROMISES: [(&str, Promise); 12] = [
+const PROMISES: [(&str, Promise); 13] = [
     ("first-byte", first_byte::run),
     ("sequential", sequential::run),
     ("readers", readers::run),
@@ -36,6 +37,7 @@ const PROMISES: [(&str, Promise); 12] = [
     ("daemon-calls", daemon::calls),
     ("daemon-prepare", daemon::prepare),
     ("daemon-memory", daemon::memory),
+    ("edge-restart", edge_restart::run),
 ];
 
 /// Check the named promises, or all.

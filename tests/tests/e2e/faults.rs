@@ -20,16 +20,16 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const ANSWER_MAX: Duration = Duration::from_secs(120);
 
 /// An image of one layer with many spans, its index, and a registry that can be made to fail.
-struct Node {
-    registry: Registry,
-    scratch: Scratch,
+pub(crate) struct Node {
+    pub(crate) registry: Registry,
+    pub(crate) scratch: Scratch,
     image: String,
     layer: Digest,
     expected: BTreeMap<PathBuf, Seen>,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(Registry::builder().start().expect("registry"))
     }
 
@@ -49,7 +49,7 @@ impl Node {
         Self { registry, scratch, image, layer, expected }
     }
 
-    fn mount(&self, options: &[&str]) -> PathBuf {
+    pub(crate) fn mount(&self, options: &[&str]) -> PathBuf {
         self.scratch.mount(&self.image, options)
     }
 
@@ -121,7 +121,7 @@ fn make_tree(tree: &Path) {
     run(Command::new("touch").args(["--date=@1700000000"]).arg(tree.join("data")));
 }
 
-fn put_image(registry: &Registry, scratch: &Scratch, tree: &Path) -> Digest {
+pub(crate) fn put_image(registry: &Registry, scratch: &Scratch, tree: &Path) -> Digest {
     let tar = scratch.path("layer.tar");
     run(Command::new("tar")
         .arg("-C")

@@ -6,6 +6,8 @@ mod faults;
 mod fuzz;
 mod mount;
 mod peers;
+mod pressure;
 mod scratch;
+mod survive;
 mod token_server;
 mod trees;

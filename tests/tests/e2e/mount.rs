@@ -182,9 +182,7 @@ fn kill_9_leaves_nothing_that_the_next_mount_cannot_clean() {
     let image = format!("oci:{}:fixture", plain.display());
     let root = scratch.mount(&image, &[]);
     trees::assert_same(&expected, &look(&root));
-    let process = scratch.status_of(&root)["mounts"][0]["pid"].as_i64().expect("pid of the mount");
-    let process = rustix::process::Pid::from_raw(process.try_into().expect("a pid")).expect("pid");
-    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("kill");
+    crate::survive::kill_both(&scratch, &root);
     std::thread::sleep(Duration::from_millis(200));
     let root = scratch.mount(&image, &[]);
     trees::assert_same(&expected, &look(&root));

@@ -28,7 +28,7 @@ pub(crate) fn cat(arguments: &Cat, output: &Output) -> Result<(), Failure> {
     let facts = Facts::gather();
     let keeping = settings::keeping(&arguments.keep, &facts)?;
     let reaching = settings::reaching(&arguments.image.access, &facts)?;
-    let session = Session::open(&arguments.image, None, &keeping, &reaching, output)?;
+    let session = Session::open(&arguments.image, None, None, &keeping, &reaching, output)?;
     let layers = &session.layers().layers;
     let tree = session.layers().merged().map_err(|error| image_failure(attempted(), &error))?;
     let node = tree

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use rustix::process::geteuid;
 use serde_json::{Value, json};
+use spanfs::image::Pinned;
 use spanfs_mount::overlay::Upper;
 use spanfs_mount::transport::fuse3::Privilege;
 use spanfs_mount::{MounterOptions, record};
@@ -15,11 +16,13 @@ use tempfile::TempDir;
 use crate::arguments::Mount;
 use crate::background;
 use crate::failure::{Code, Failure};
+use crate::held;
 use crate::output::Output;
 use crate::runtime::{self, Ask, Asked};
 use crate::session::{Mounting, Session};
 use crate::settings::{self, Facts, Keeping};
 use crate::signals::{self, Signal};
+use crate::supervise::supervise;
 
 /// What a mount process waits for.
 enum Event {
@@ -42,8 +45,16 @@ impl From<Asked> for Event {
 pub(crate) fn mount(arguments: &Mount, output: &Output) -> Result<ExitCode, Failure> {
     let facts = Facts::gather();
     let keeping = settings::keeping(&arguments.keep, &facts)?;
+    if arguments.succeeding_process {
+        let directory = named_directory(&arguments.directory);
+        return serve(arguments, &keeping, &facts, &directory, output).map(|()| ExitCode::SUCCESS);
+    }
     let directory = check_directory(&arguments.directory)?;
-    if !arguments.foreground && !arguments.background_process {
+    if arguments.background_process {
+        let give_up = || held::end(&directory, &state_directory()?);
+        return supervise(&runtime::log(&directory)?, give_up);
+    }
+    if !arguments.foreground && !arguments.serving_process {
         return match background::start()? {
             Ok(report) => {
                 tell(&report, output);
@@ -71,6 +82,11 @@ fn check_directory(directory: &Path) -> Result<PathBuf, Failure> {
     let failed = |error: std::io::Error| {
         Failure::io(attempted.clone(), &error).advise(format!("mkdir -p {}", directory.display()))
     };
+    // What nobody serves any more, but somebody keeps, must not be looked into.
+    let named = named_directory(directory);
+    if !runtime::is_served(&named)? {
+        held::end(&named, &state_directory()?)?;
+    }
     let directory = directory.canonicalize().map_err(failed)?;
     let is_empty = || Ok(fs::read_dir(&directory).map_err(failed)?.next().is_none());
     // What a killed process showed there stands in nobody's way.
@@ -79,6 +95,12 @@ fn check_directory(directory: &Path) -> Result<PathBuf, Failure> {
         return Err(Failure::new(Code::Failed, attempted, reason));
     }
     Ok(directory)
+}
+
+/// The directory as the kernel will name it, without a look at what is mounted there.
+fn named_directory(directory: &Path) -> PathBuf {
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    super::umount::canonical_parent(&absolute)
 }
 
 /// Take away dead mounts; true if there were any.
@@ -91,7 +113,7 @@ fn recover_dead() -> Result<bool, Failure> {
 }
 
 /// Where records of mounts are kept.
-fn state_directory() -> Result<PathBuf, Failure> {
+pub(crate) fn state_directory() -> Result<PathBuf, Failure> {
     Ok(runtime::directory()?.join("mounts"))
 }
 
@@ -108,13 +130,19 @@ fn serve(
     let (sender, events) = channel::<Event>();
     let orderly = signals::listen(sender.clone()).map_err(io)?;
     let only = arguments.layer.as_ref();
-    let mut session = Session::open(&arguments.image, only, keeping, &reaching, output)?;
+    let pinned = arguments.succeeding_process.then(|| read_pinned(directory)).transpose()?;
+    let image = &arguments.image;
+    let mut session = Session::open(image, pinned.as_ref(), only, keeping, &reaching, output)?;
     // Nothing was mounted so far, and a signal could simply end us; from here on it may not.
     orderly.begin();
     let mut mounting = Mounting::of(directory, arguments.show.front, state_directory()?);
     mounting.bare_layer = arguments.layer.is_some();
     let changes = arguments.rw.then(|| Changes::make(&keeping.cache_dir)).transpose()?;
     mounting.upper = changes.as_ref().map(Changes::upper);
+    // Changes are gone with the process that made their directory.
+    mounting.holding = arguments.is_behind().then(|| held::holding(directory)).flatten();
+    mounting.holding.take_if(|_| arguments.rw);
+    mounting.succeeds = arguments.succeeding_process;
     session.mount(&mounting)?;
     let socket = serve_socket(directory, sender).map_err(io)?;
     let facts_of_mount = MountFacts {
@@ -123,9 +151,10 @@ fn serve(
         cache_dir: keeping.cache_dir.clone(),
     };
     let report = facts_of_mount.report(&session);
-    if arguments.background_process {
+    if arguments.serving_process {
+        write_pinned(directory, &session).map_err(io)?;
         background::report_and_detach(&report, &runtime::log(directory)?).map_err(io)?;
-    } else {
+    } else if !arguments.succeeding_process {
         tell(&report, output);
     }
     let result = loop {
@@ -147,14 +176,32 @@ fn serve(
         }
     };
     drop(socket);
-    if arguments.background_process && result.is_ok() {
+    if arguments.is_behind() && result.is_ok() {
         // Whoever needs it after a clean end has a copy.
         drop(fs::remove_file(runtime::log(directory)?));
+        drop(fs::remove_file(runtime::pinned(directory)?));
     }
     // The answer over the socket is written by a thread that must not be cut off.
     std::thread::sleep(std::time::Duration::from_millis(50));
     drop(changes);
     result
+}
+
+/// What the image was, for a successor of ours: its name may mean another by then.
+fn write_pinned(directory: &Path, session: &Session) -> std::io::Result<()> {
+    let path = runtime::pinned(directory).map_err(std::io::Error::other)?;
+    match session.pinned() {
+        Some(pinned) => fs::write(path, serde_json::to_vec(&pinned)?),
+        None => Ok(()), // Then a successor finds none, and the mount ends as it would without it.
+    }
+}
+
+fn read_pinned(directory: &Path) -> Result<Pinned, Failure> {
+    let path = runtime::pinned(directory)?;
+    let attempted = || format!("reading {}", path.display());
+    let text = fs::read(&path).map_err(|error| Failure::io(attempted(), &error))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Failure::caused(Code::Failed, attempted(), &error))
 }
 
 fn serve_socket(directory: &Path, events: Sender<Event>) -> std::io::Result<runtime::Served> {

@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &Run, output: &Output) -> Result<ExitCode, Failure>
     let (sender, events) = channel();
     let orderly = signals::listen(sender).map_err(|error| Failure::io(attempted(), &error))?;
 
-    let mut session = Session::open(&arguments.image, None, &keeping, &reaching, output)?;
+    let mut session = Session::open(&arguments.image, None, None, &keeping, &reaching, output)?;
     let mut mounting = Mounting::of(&places.image, arguments.show.front, places.state.clone());
     mounting.command.clone_from(&arguments.command);
     session.mount(&mounting)?;

@@ -44,7 +44,8 @@ fn ask(socket: PathBuf) -> Value {
         Ok(Some(answer)) => answer,
         Ok(None) => json!({
             "socket": socket,
-            "error": "its process is gone; spanfs umount takes away what it left",
+            "error": "its process is gone; unless another takes its place in a moment, spanfs umount \
+                      takes away what it left",
         }),
         Err(error) => json!({ "socket": socket, "error": format!("no answer: {error}") }),
     }

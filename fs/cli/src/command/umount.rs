@@ -90,6 +90,8 @@ fn take_away(
         Err(error) => return Err(Failure::io(attempted, &error)),
     };
     let Some(directory) = directory else { return Ok(None) };
+    crate::held::end(directory, &super::mount::state_directory()?)?;
+    drop(std::fs::remove_file(runtime::pinned(directory)?)); // Most have none.
     let mounted = crate::leftover::unmount(directory)
         .map_err(|error| Failure::io(attempted.clone(), &error))?;
     if had_socket || mounted {

@@ -4,6 +4,7 @@ pub mod decide;
 mod early;
 mod error;
 mod layers;
+mod pinned;
 mod shelf;
 mod soci;
 mod toc;
@@ -27,6 +28,7 @@ use crate::later::Later;
 
 pub use error::ImageError;
 pub use layers::{How, LayerSource, Layers, OpenLayer, Pull, Ztoc};
+pub use pinned::Pinned;
 pub(crate) use shelf::replace;
 pub use soci::{Discovery, Search};
 pub use whole::{ReadError, read_whole};
