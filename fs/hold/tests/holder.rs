@@ -15,7 +15,9 @@ use rustix::net::{
 use spanfs_hold::message::{Name, Reply, Request};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const RSS_KIB_MAX: usize = 2048;
+/// Its share of resident memory; the rest of what it shows are pages of the C library that every process
+/// of the machine has.
+const PSS_KIB_MAX: usize = 2048;
 
 /// Ended with the test, also when it fails.
 struct Holder {
@@ -67,11 +69,11 @@ impl Holder {
         }
     }
 
-    fn rss_kib(&self) -> usize {
-        let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).unwrap();
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        rss.trim().trim_end_matches(" kB").parse().unwrap()
+    fn pss_kib(&self) -> usize {
+        let path = format!("/proc/{}/smaps_rollup", self.child.id());
+        let rollup = std::fs::read_to_string(path).unwrap();
+        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+        pss.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     fn fd_count(&self) -> usize {
@@ -205,7 +207,7 @@ fn a_thousand_mounts_fit_into_its_memory() {
         assert_eq!(client.keep(&format!("spanfs.12345-{mount}.fuse-0"), &reader), Reply::Done);
         assert_eq!(client.keep(&format!("spanfs.12345-{mount}.record"), &reader), Reply::Done);
     }
-    assert!(holder.rss_kib() < RSS_KIB_MAX, "{} KiB resident", holder.rss_kib());
+    assert!(holder.pss_kib() < PSS_KIB_MAX, "{} KiB resident", holder.pss_kib());
 }
 
 #[test]
