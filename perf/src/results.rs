@@ -126,7 +126,7 @@ pub(crate) struct Figures {
     pub(crate) written_bytes: u64,
     /// Bytes of disk below their roots at the end.
     pub(crate) disk_bytes: u64,
-    /// Requests of the kernel to FUSE servers, where it can be told to count them.
+    /// Requests of the kernel to all FUSE servers of this machine, where it can be told to count them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) fuse_requests: Option<u64>,
     /// File system types that the image is shown by, each with how many mounts.

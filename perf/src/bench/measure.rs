@@ -161,7 +161,7 @@ pub(super) fn rss_peak(pid: u32) -> u64 {
     kib.unwrap_or(0) << 10
 }
 
-/// Bytes that a process, and those of its children that have ended, had the kernel write.
+/// Bytes that a process had the kernel write.
 pub(super) fn written(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("write_bytes:"));

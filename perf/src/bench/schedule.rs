@@ -17,8 +17,8 @@ pub(super) fn slots(workloads: usize, subjects: usize, warm_up: usize, rounds: u
         for round in 0..rounds {
             for place in 0..subjects {
                 // Every other round backwards, so that neighbours change too.
-                let place = if round % 2 == 0 { place } else { subjects - 1 - place };
-                let subject = (place + round) % subjects;
+                let step = if round % 2 == 0 { place } else { subjects - place };
+                let subject = (round + step) % subjects;
                 slots.push(Slot { workload, subject, round, is_warm_up: round < warm_up });
             }
         }

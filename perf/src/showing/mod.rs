@@ -38,6 +38,8 @@ pub(crate) struct Cell<'a> {
     pub(crate) written: f64,
     pub(crate) faults_major: f64,
     pub(crate) fuse_requests: Option<f64>,
+    /// File systems that the image was shown by, with how many mounts of each.
+    pub(crate) shown_by: String,
     pub(crate) error: Option<&'a str>,
 }
 
@@ -90,6 +92,10 @@ pub(crate) fn cells(results: &Results) -> Vec<Cell<'_>> {
                     it.usage.get("workload").map_or(0.0, |usage| usage.faults_major as f64)
                 }),
                 fuse_requests: median(&fuse),
+                shown_by: runs.last().map_or(String::new(), |it| {
+                    let mounts = it.mounts.iter().map(|(kind, count)| format!("{count} {kind}"));
+                    mounts.collect::<Vec<_>>().join(", ")
+                }),
                 error,
             });
         }
@@ -109,7 +115,7 @@ pub(crate) fn summary(results: &Results) -> Result<String> {
                 "penalty": cell.penalty, "steady": cell.steady, "bytes_until_ready": cell.bytes_until_ready,
                 "bytes": cell.bytes, "requests": cell.requests, "connections": cell.connections,
                 "cpu": cell.cpu, "cpu_workload": cell.cpu_workload, "rss": cell.rss, "disk": cell.disk,
-                "written": cell.written, "fuse_requests": cell.fuse_requests, "error": cell.error,
+                "written": cell.written, "fuse_requests": cell.fuse_requests, "shown_by": cell.shown_by, "error": cell.error,
             })
         })
         .collect();

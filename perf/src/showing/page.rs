@@ -33,11 +33,11 @@ pub(crate) fn page(results: &Results) -> String {
 fn introduction(html: &mut String, head: &Head) {
     let _ = write!(
         html,
-        "<h1>From pull to ready</h1>\n<p class=\"lead\">{}. Caches {}, {} runs each, the order rotated. \
+        "<h1>From pull to ready</h1>\n<p class=\"lead\">{}. Caches {}, {} each, the order rotated. \
          Machine: {}.</p>\n",
         escape(&link(head)),
         escape(&head.caches),
-        head.runs,
+        if head.runs == 1 { "1 run".to_owned() } else { format!("{} runs", head.runs) },
         escape(&head.machine)
     );
 }
@@ -291,6 +291,7 @@ fn figures(html: &mut String, cells: &[Cell<'_>]) {
         "written MB",
         "major faults",
         "FUSE requests",
+        "shown by",
     ] {
         let _ = write!(html, "<th>{title}</th>");
     }
@@ -328,6 +329,7 @@ fn figures(html: &mut String, cells: &[Cell<'_>]) {
             format!("{:.0}", cell.written / 1e6),
             format!("{:.0}", cell.faults_major),
             cell.fuse_requests.map_or("–".to_owned(), |count| format!("{count:.0}")),
+            escape(&cell.shown_by),
         ] {
             let _ = write!(html, "<td>{text}</td>");
         }
