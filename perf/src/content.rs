@@ -28,6 +28,13 @@ impl Layer {
         Ok(self.tar.append_data(&mut header, path, bytes.as_slice())?)
     }
 
+    /// A file that can be run.
+    pub(crate) fn program(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        let mut header = header(bytes.len() as u64);
+        header.set_mode(0o755);
+        Ok(self.tar.append_data(&mut header, path, bytes)?)
+    }
+
     fn finish(self) -> Result<Vec<u8>> {
         Ok(self.tar.into_inner()?)
     }

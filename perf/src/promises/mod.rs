@@ -7,9 +7,11 @@ mod entries;
 mod first_byte;
 mod memory;
 mod program;
+mod pull_ready;
 mod readers;
 mod sequential;
 mod small_files;
+mod soci_create;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,10 +23,11 @@ use spanfs_registry::{Link, Registry};
 use crate::content::{self, Layer};
 use crate::lab::{Lab, run as run_command};
 use crate::report::Report;
+use crate::subject::{self, Places, Subject};
 
 type Promise = fn(&Lab, &mut Report) -> Result<()>;
 
-const PROMISES: [(&str, Promise); 13] = [
+const PROMISES: [(&str, Promise); 15] = [
     ("first-byte", first_byte::run),
     ("sequential", sequential::run),
     ("readers", readers::run),
@@ -32,6 +35,8 @@ const PROMISES: [(&str, Promise); 13] = [
     ("entries", entries::run),
     ("small-files", small_files::run),
     ("program", program::run),
+    ("pull-ready", pull_ready::run),
+    ("soci-create", soci_create::run),
     ("edge", edge::run),
     ("edge-options", edge::run_options),
     ("daemon-calls", daemon::calls),
@@ -54,6 +59,20 @@ pub(crate) fn run(names: &[String], lab: &Lab, report: &mut Report) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Our programs beside `spanfs`, and the containerd 2 of `tests/peers/build`.
+fn places(lab: &Lab) -> Places {
+    let spanfs = lab.spanfs.parent().map_or_else(PathBuf::new, Path::to_owned);
+    let containerd = std::env::var_os("SPANFS_TEST_PEERS").map(PathBuf::from);
+    Places { containerd, spanfs, soci: None, stargz: None, erofs_utils: None }
+}
+
+/// A subject of the benchmark, or why it can't be had.
+fn subject(lab: &Lab, name: &str) -> Result<Subject> {
+    let (found, absent) = subject::find(&[name.to_owned()], &places(lab))?;
+    let reason = absent.first().map(|absent| absent.reason.clone()).unwrap_or_default();
+    found.into_iter().next().context(reason)
 }
 
 /// The layout of a synthetic image with its SOCI index; made once and kept in the scratch directory.
