@@ -314,6 +314,10 @@ pub(crate) struct Why {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/soci-snapshotter-grpc")]
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) root: PathBuf,
+    /// Where the snapshotter's debug pages are.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    #[arg(default_value = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.debug.sock")]
+    pub(crate) debug_socket: PathBuf,
 }
 
 #[derive(Args, Debug)]

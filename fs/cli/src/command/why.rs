@@ -1,12 +1,15 @@
 //! `spanfs why`: for each layer of an image whether it comes lazily to this node, and why.
 //!
 //! What would happen follows from the image, its index and the snapshotter's settings, by the same
-//! decision that the snapshotter makes; what has happened stands in the notes beside its snapshots.
+//! decision that the snapshotter makes; what has happened stands in the notes beside its snapshots, and
+//! what was left to containerd in its debug pages.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -29,7 +32,7 @@ pub(crate) fn why(arguments: &Why, output: &Output) -> Result<(), Failure> {
     let reached = Reached::find(&arguments.image, &reaching, None)?;
     let search = Search { digest: None, annotation: modes.v2, referrers: modes.v1 };
     let discovery = reached.images.discover_by(&reached.image, &search);
-    let notes = notes(&arguments.root)?;
+    let history = History::of_node(&arguments.root, &arguments.debug_socket)?;
     let rows = reached.image.layers().map(|(layer, _)| {
         let ztoc = discovery.index().and_then(|index| index.ztoc(&layer.digest));
         let facts = LayerFacts {
@@ -44,7 +47,7 @@ pub(crate) fn why(arguments: &Why, output: &Output) -> Result<(), Failure> {
             "size": layer.size,
             "comes": comes(decision),
             "because": because(decision, &modes, &discovery, layer.size),
-            "here": here(&notes, &layer.digest),
+            "here": history.of(&layer.digest),
         })
     });
     let report = json!({
@@ -135,9 +138,88 @@ fn discovery_of(discovery: &Discovery, modes: &Modes) -> String {
 #[derive(Deserialize)]
 struct Note {
     layer: Digest,
+    /// Notes of older versions don't say.
+    how: Option<How>,
 }
 
-/// Notes of all snapshots, each with its id. None where no snapshotter has ever been.
+#[derive(Deserialize)]
+struct How {
+    outcome: String,
+    reason: String,
+}
+
+/// A decision of the running snapshotter.
+#[derive(Deserialize)]
+struct Decided {
+    layer: Digest,
+    outcome: String,
+    reason: String,
+}
+
+/// What has become of layers on this node.
+struct History {
+    /// Notes of all snapshots, each with its id.
+    notes: Vec<(String, Note)>,
+    /// What was decided lately; why nobody says, if nobody does.
+    decisions: Result<Vec<Decided>, String>,
+}
+
+impl History {
+    fn of_node(root: &Path, debug_socket: &Path) -> Result<Self, Failure> {
+        let decisions = ask(debug_socket, "/debug/decisions")
+            .and_then(|text| serde_json::from_str(&text).map_err(io::Error::other))
+            .map_err(|error| format!("{}: {error}", debug_socket.display()));
+        Ok(Self { notes: notes(root)?, decisions })
+    }
+
+    fn of(&self, layer: &Digest) -> String {
+        if let Some((id, note)) = self.notes.iter().find(|(_, note)| note.layer == *layer) {
+            return match &note.how {
+                Some(How { outcome, reason }) => {
+                    format!("snapshot {id} shows it, {outcome}: {reason}")
+                }
+                None => format!("snapshot {id} shows it"),
+            };
+        }
+        let decided = match &self.decisions {
+            Ok(decisions) => decisions.iter().rev().find(|decided| decided.layer == *layer),
+            Err(error) => {
+                return format!(
+                    "no snapshot of ours shows it, and the snapshotter is silent: {error}"
+                );
+            }
+        };
+        match decided {
+            Some(Decided { outcome, reason, .. }) => {
+                format!("{outcome} when it was pulled: {reason}")
+            }
+            None => "no snapshot of ours shows it: not pulled lately".to_owned(),
+        }
+    }
+}
+
+/// A page is a few hundred bytes for each of the latest layers.
+const PAGE_LEN_MAX: u64 = 16 << 20;
+/// The snapshotter answers from memory.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A debug page of the running snapshotter.
+fn ask(socket: &Path, page: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
+    stream.set_write_timeout(Some(ANSWER_TIME_MAX))?;
+    write!(stream, "GET {page} HTTP/1.1\r\nhost: spanfs\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.take(PAGE_LEN_MAX).read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.lines().next().unwrap_or_default();
+    match status.split(' ').nth(1) {
+        Some("200") => Ok(body.to_owned()),
+        _ => Err(io::Error::other(format!("{page}: answered {status:?}"))),
+    }
+}
+
+/// None where no snapshotter has ever been.
 fn notes(root: &Path) -> Result<Vec<(String, Note)>, Failure> {
     let path = root.join("snapshotter/snapshots");
     let failed = |error: &io::Error| Failure::io(format!("reading {}", path.display()), error);
@@ -155,13 +237,6 @@ fn notes(root: &Path) -> Result<Vec<(String, Note)>, Failure> {
         }
     }
     Ok(notes)
-}
-
-fn here(notes: &[(String, Note)], layer: &Digest) -> String {
-    match notes.iter().find(|(_, note)| note.layer == *layer) {
-        Some((id, _)) => format!("snapshot {id} shows it"),
-        None => "no snapshot of ours shows it: not pulled, or unpacked by containerd".to_owned(),
-    }
 }
 
 /// What the snapshotter's settings say of pulls.
@@ -219,7 +294,45 @@ impl Modes {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    #[test]
+    fn history_comes_from_notes_and_from_the_snapshotter() {
+        let node = tempfile::tempdir().unwrap();
+        let [noted, older, left] = [b"a", b"b", b"c"].map(|text| Digest::of(text));
+        for (id, layer, how) in [
+            (7, noted, r#","how":{"outcome":"whole","reason":"no ztoc for layer"}"#),
+            (8, older, ""),
+        ] {
+            let directory = node.path().join(format!("snapshotter/snapshots/{id}"));
+            fs::create_dir_all(&directory).unwrap();
+            let note = format!(r#"{{"format":1,"layer":"{layer}"{how}}}"#);
+            fs::write(directory.join("layer.json"), note).unwrap();
+        }
+        let socket = node.path().join("debug.sock");
+        let silent = History::of_node(node.path(), &socket).unwrap();
+        assert!(silent.of(&left).contains("the snapshotter is silent"), "{}", silent.of(&left));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let answer = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 200];
+            let count = stream.read(&mut request).unwrap();
+            assert!(request[..count].starts_with(b"GET /debug/decisions HTTP/1.1\r\n"));
+            let body = format!(
+                r#"[{{"layer":"{left}","outcome":"deferred","reason":"no index","image":"x"}}]"#
+            );
+            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+                .unwrap();
+        });
+        let history = History::of_node(node.path(), &socket).unwrap();
+        answer.join().unwrap();
+        assert_eq!(history.of(&noted), "snapshot 7 shows it, whole: no ztoc for layer");
+        assert_eq!(history.of(&older), "snapshot 8 shows it");
+        assert_eq!(history.of(&left), "deferred when it was pulled: no index");
+        assert!(history.of(&Digest::of(b"d")).contains("not pulled lately"));
+    }
 
     #[test]
     fn settings_decide() {
