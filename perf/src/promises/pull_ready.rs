@@ -85,6 +85,8 @@ fn start(session: &mut dyn Session, reference: &str, name: &str) -> Result<f64> 
         Ok(())
     })?;
     ensure!(said == "ready\n", "the container said {said:?}");
-    session.stop(name, child.context("it was started")?)?;
+    let mut child = child.context("it was started")?;
+    child.wait()?;
+    session.stop(name, child)?;
     Ok(took)
 }
