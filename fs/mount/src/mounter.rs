@@ -45,8 +45,6 @@ pub struct MounterOptions {
     pub parts: Parts,
     /// How the kernel reads the one file: [`Open::Direct`] where memory is tight.
     pub open: Open,
-    /// Whether EROFS bypasses the page cache of the one file.
-    pub erofs_direct: bool,
     /// Source and subtype of the one-file mount.
     pub one_file: (String, String),
     /// Read-ahead on our FUSE mounts in KiB; `None` keeps the kernel's 128, which measured best.
@@ -73,7 +71,6 @@ impl MounterOptions {
             capabilities: CAPABILITIES,
             parts: Parts::Hidden,
             open: Open::Stateless,
-            erofs_direct: false,
             // nerdctl and SOCI's own suites look for these two.
             one_file: ("soci".into(), "rawBridge".into()),
             read_ahead_kib: None,
@@ -329,12 +326,7 @@ impl Mounter {
         mount.mounted(directory.clone());
         let path = directory.join(FILE_NAME);
         let file = std::fs::File::open(&path).map_err(|source| state("open", &path, source))?;
-        let mount_erofs = if self.options.erofs_direct {
-            front::erofs::mount_direct
-        } else {
-            front::erofs::mount
-        };
-        mount_erofs(&layer.index, file.as_fd(), place)?;
+        front::erofs::mount(&layer.index, file.as_fd(), place)?;
         mount.mounted(place.to_owned());
         mount.shown(Shown::ErofsOverFuse, &identity(layer));
         if self.options.parts == Parts::Hidden {

@@ -21,18 +21,6 @@ pub fn mount(
     make(index, data, mount_point, |it| it.mount(MountAttrFlags::MOUNT_ATTR_RDONLY))
 }
 
-/// The same with reads of `data` that bypass its page cache.
-pub(crate) fn mount_direct(
-    index: &Path,
-    data: BorrowedFd<'_>,
-    mount_point: &Path,
-) -> Result<(), KernelMountError> {
-    make(index, data, mount_point, |it| {
-        it.set_flag("directio")?;
-        it.mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
-    })
-}
-
 /// The same below what is mounted there, which must be unmounted for it to be seen.
 pub(crate) fn mount_beneath(
     index: &Path,

@@ -126,7 +126,6 @@ pub(super) fn run_options(lab: &Lab, report: &mut Report) -> Result<()> {
         subjects.extend([
             ("as it is", erofs),
             ("opened for direct I/O", Served { direct: true, ..erofs }),
-            ("EROFS direct", Served { erofs_direct: true, ..erofs }),
             ("read-ahead 1 MiB", Served { read_ahead_kib: Some(1024), ..erofs }),
             ("as it is", inode),
             ("read-ahead 1 MiB", Served { read_ahead_kib: Some(1024), ..inode }),

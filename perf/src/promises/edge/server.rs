@@ -41,9 +41,6 @@ pub(crate) struct Served {
     /// Open the one file for direct I/O.
     #[arg(long)]
     pub(super) direct: bool,
-    /// Let EROFS read the one file by direct I/O.
-    #[arg(long)]
-    pub(super) erofs_direct: bool,
     /// Read-ahead of the FUSE mount.
     #[arg(long)]
     pub(super) read_ahead_kib: Option<u32>,
@@ -60,22 +57,12 @@ fn front(name: &str) -> Result<Front, String> {
 }
 
 fn transport(name: &str) -> Result<Transport, String> {
-    [Transport::Dev, Transport::Uring, Transport::Fuse3]
-        .into_iter()
-        .find(|transport| transport.to_string() == name)
-        .ok_or_else(|| format!("no transport {name}"))
+    Transport::named(name).ok_or_else(|| format!("no transport {name}"))
 }
 
 impl Served {
     pub(super) fn new(front: Front, transport: Transport) -> Self {
-        Self {
-            front,
-            transport,
-            direct: false,
-            erofs_direct: false,
-            read_ahead_kib: None,
-            without: 0,
-        }
+        Self { front, transport, direct: false, read_ahead_kib: None, without: 0 }
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -85,7 +72,6 @@ impl Served {
             format!("--without={}", self.without),
         ];
         arguments.extend(self.direct.then(|| "--direct".to_owned()));
-        arguments.extend(self.erofs_direct.then(|| "--erofs-direct".to_owned()));
         arguments.extend(self.read_ahead_kib.map(|kib| format!("--read-ahead-kib={kib}")));
         arguments
     }
@@ -184,7 +170,6 @@ pub(crate) fn serve(dir: &Path, served: &Served) -> Result<()> {
     options.transport = Some(served.transport);
     options.read_ahead_kib = served.read_ahead_kib;
     options.capabilities &= !served.without;
-    options.erofs_direct = served.erofs_direct;
     if served.direct {
         options.open = Open::Direct;
     }

@@ -114,7 +114,9 @@ pub(crate) fn try_ring() -> io::Result<()> {
 
 fn pin(cpu: u16) {
     let mut only = CpuSet::new();
-    only.set(cpu.into());
+    if usize::from(cpu) < CpuSet::MAX_CPU {
+        only.set(cpu.into());
+    }
     if let Err(error) = sched_setaffinity(None, &only) {
         tracing::debug!("no thread on CPU {cpu}: {error}"); // It may be offline.
     }
