@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use spanfs_layer::Digest;
-use spanfs_registry::{Link, Registry};
+use spanfs_registry::{Auth, Bearer, Credentials, Fault, Faults, Link, Nth, Registry, Rule};
 
 use crate::lazy::{Root, check_tree, count, start_with};
 use crate::node::PATIENCE;
@@ -38,36 +38,46 @@ fn tar_of(seed: u64, len: u64) -> Vec<u8> {
 
 /// An image of layers that are tars, in a registry.
 fn put(registry: &Registry, tag: &str, tars: &[Vec<u8>]) -> Image {
-    let descriptor = |media_type: &str, bytes: &[u8]| {
+    let layers: Vec<_> =
+        tars.iter().map(|tar| (tar.as_slice(), Digest::of(tar), tar.len() as u64)).collect();
+    put_layers(registry, tag, &layers)
+}
+
+/// An image of one layer, of which its documents promise another diffID or another size.
+fn put_as(registry: &Registry, tag: &str, tar: &[u8], diff_id: &Digest, size: u64) -> Image {
+    put_layers(registry, tag, &[(tar, *diff_id, size)])
+}
+
+fn put_layers(registry: &Registry, tag: &str, tars: &[(&[u8], Digest, u64)]) -> Image {
+    let descriptor = |media_type: &str, bytes: &[u8], size: u64| {
         let digest = Digest::of(bytes).to_string();
-        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+        json!({"mediaType": media_type, "digest": digest, "size": size})
     };
-    let diff_ids: Vec<_> = tars.iter().map(|tar| Digest::of(tar).to_string()).collect();
+    let diff_ids: Vec<_> = tars.iter().map(|(_, diff_id, _)| diff_id.to_string()).collect();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({
         "architecture": architecture, "os": "linux", "created": tag,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = config.to_string().into_bytes();
-    let layers: Vec<_> = tars.iter().map(|tar| descriptor(TAR, tar)).collect();
+    let layers: Vec<_> = tars.iter().map(|(tar, _, size)| descriptor(TAR, tar, *size)).collect();
     let manifest = json!({
-        "schemaVersion": 2, "mediaType": MANIFEST,
-        "config": descriptor(CONFIG, &config), "layers": layers,
+        "schemaVersion": 2, "mediaType": MANIFEST, "layers": layers,
+        "config": descriptor(CONFIG, &config, config.len() as u64),
     });
     let manifest = manifest.to_string().into_bytes();
-    for blob in tars.iter().chain([&config]) {
-        registry.put_blob(pull::REPOSITORY, blob.clone()).unwrap();
+    for blob in tars.iter().map(|(tar, ..)| *tar).chain([config.as_slice()]) {
+        registry.put_blob(pull::REPOSITORY, blob.to_vec()).unwrap();
     }
     let digest = Digest::of(&manifest);
     registry.put_manifest(pull::REPOSITORY, Some(tag), MANIFEST, manifest).unwrap();
     let mut chain = String::new();
-    let layers = tars.iter().map(|tar| {
-        let blob = Digest::of(tar);
+    let layers = tars.iter().map(|(tar, diff_id, _)| {
         chain = match chain.as_str() {
-            "" => blob.to_string(),
-            below => Digest::of(format!("{below} {blob}").as_bytes()).to_string(),
+            "" => diff_id.to_string(),
+            below => Digest::of(format!("{below} {diff_id}").as_bytes()).to_string(),
         };
-        Layer { blob, chain: chain.clone() }
+        Layer { blob: Digest::of(tar), chain: chain.clone() }
     });
     let layers = layers.collect();
     Image { reference: registry.reference(pull::REPOSITORY, tag), manifest: digest, layers }
@@ -271,4 +281,112 @@ async fn blobs_of_small_layers_are_kept_with_them() {
     assert!(image.layers.iter().all(has));
     containerd.collect_garbage().await;
     wait_until("the end of the blobs", || !image.layers.iter().any(has)).await;
+}
+
+/// Faults of requests for a layer that a pull survives.
+fn passing() -> Vec<(Nth, Fault)> {
+    let soon = Duration::from_secs(1);
+    vec![
+        (Nth::First(2), Fault::Status(503)),
+        (Nth::First(4), Fault::TooManyRequests { retry_after: soon }),
+        (Nth::First(3), Fault::Reset { after: 0 }),
+        // Every connection ends after 300 kB.
+        (Nth::First(40), Fault::Close { after: 300_000 }),
+        (Nth::First(2), Fault::Truncate { len: 1000 }),
+        (Nth::First(1), Fault::Stall { after: 100_000 }),
+        (Nth::First(2), Fault::WrongContentRange),
+        // No ranges: one stream.
+        (Nth::Every, Fault::WholeForRange),
+        (Nth::First(2), Fault::Late { by: soon }),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_that_pass_cost_time_and_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let settings = format!("{PARALLEL}[blob]\nmin_wait_msec = 10\n");
+    let (_node, mut containerd) = start_with(root.path(), "default", &settings).await;
+    for (number, (nth, fault)) in passing().into_iter().enumerate() {
+        let tag = format!("passing-{number}");
+        let image = put(&registry, &tag, &[tar_of(100 + number as u64, 4 * MIB)]);
+        let layer = image.layers[0].blob;
+        let rule = Rule::get(layer.to_string(), nth, fault.clone());
+        registry.set_faults(Faults::script([rule]));
+        let labels = Containerd::labels(&image, &image.layers[0]);
+        let outcome = containerd.extract("", labels).await;
+        let outcome = outcome.unwrap_or_else(|status| panic!("{fault:?}: {status}"));
+        let top = outcome.expect("containerd need not unpack it");
+        let (_, mount) = containerd.container(&top).await;
+        let rootfs = Rootfs::mount(&mount, &root.path().join(&tag));
+        let name = format!("file-{}", 100 + number);
+        let found = std::fs::read(rootfs.0.join(name)).unwrap();
+        let content = &tar_of(100 + number as u64, 4 * MIB)[512..512 + 4 * MIB as usize];
+        assert!(found == content, "{fault:?}");
+        registry.set_faults(Faults::none());
+    }
+    containerd.collect_garbage().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_not_what_was_promised_is_refused_and_leaves_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let settings = format!("{PARALLEL}[blob]\nmax_retries = 1\nmin_wait_msec = 10\n");
+    let (_node, mut containerd) = start_with(root.path(), "default", &settings).await;
+    let (right, other) = (tar_of(201, MIB), tar_of(202, MIB));
+    let stuff = |tag: &str, config_of: &[u8], size: u64| {
+        put_as(&registry, tag, &right, &Digest::of(config_of), size)
+    };
+    let len = right.len() as u64;
+    let cases = [
+        ("another diffID", stuff("diff", &other, len), "its tar has digest"),
+        ("larger than it is", stuff("large", &right, len + 512), ""),
+        ("smaller than it is", stuff("small", &right, len - 512), ""),
+    ];
+    for (what, image, words) in cases {
+        let labels = Containerd::labels(&image, &image.layers[0]);
+        let status = containerd.extract("", labels).await.map(drop).unwrap_err();
+        assert!(status.message().contains(words), "{what}: {status}");
+        let layer = image.layers[0].blob.to_string();
+        assert!(status.message().contains(&layer), "{what}: {status}");
+    }
+    // A byte that is wrong on the way is found by the digest, and the next try has the right one.
+    let image = put(&registry, "right", &[right]);
+    let layer = image.layers[0].blob.to_string();
+    let rule = Rule::get(layer, Nth::Only(0), Fault::Flip { at: 1000 });
+    registry.set_faults(Faults::script([rule]));
+    let labels = || Containerd::labels(&image, &image.layers[0]);
+    let status = containerd.extract("", labels()).await.map(drop).unwrap_err();
+    assert!(status.message().contains("its blob has digest"), "{status}");
+    assert!(snapshot_files(root.path()).is_empty(), "nothing stays of what failed");
+    registry.set_faults(Faults::none());
+    containerd.extract("", labels()).await.unwrap().expect("containerd need not unpack it");
+    containerd.collect_garbage().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_in_the_middle_is_renewed() {
+    if !can_mount() {
+        return;
+    }
+    let credentials = Credentials::new("user", "secret");
+    let bearer = Bearer { anonymous_pull: true, ..Bearer::new(credentials) };
+    let registry = Registry::builder().auth(Auth::Bearer(bearer)).start().unwrap();
+    let root = Root::new();
+    let image = put(&registry, "big", &[tar_of(301, 16 * MIB)]);
+    let layer = image.layers[0].blob;
+    let (_node, mut containerd) = start_with(root.path(), "default", PARALLEL).await;
+    registry.set_link(Link { bytes_per_second: Some(16 << 20), ..Link::UNLIMITED });
+    let labels = Containerd::labels(&image, &image.layers[0]);
+    let mut client = Containerd::new(containerd.client.clone(), "default");
+    let pulling = tokio::spawn(async move { client.extract("", labels).await });
+    wait_until("part of the layer", || fetched(&registry, &layer) >= 4 * MIB).await;
+    registry.revoke_tokens();
+    pulling.await.unwrap().unwrap().expect("containerd need not unpack it");
+    containerd.collect_garbage().await;
 }

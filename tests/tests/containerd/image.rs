@@ -226,6 +226,11 @@ impl Image {
         (Digest::of(blob), blob.len() as u64)
     }
 
+    /// Digest of a layer's tar.
+    pub(crate) fn diff_id(&self, layer: usize) -> Digest {
+        self.layers[layer].diff
+    }
+
     /// Digest of its manifest.
     pub(crate) fn manifest_digest(&self) -> Digest {
         Digest::of(&self.manifest())

@@ -2,6 +2,7 @@
 //! and process namespaces where everything has its usual path, so that nodes run side by side and what
 //! a failed test leaves behind goes with them.
 
+mod content;
 mod cri;
 mod cri_pods;
 mod ctr;
@@ -12,6 +13,7 @@ mod faults;
 mod getting_started;
 mod image;
 mod lazy;
+mod mirror;
 mod node;
 mod operators;
 mod own_view;

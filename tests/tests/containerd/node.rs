@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -41,12 +42,15 @@ pub(crate) struct Setup<'a> {
     pub(crate) sandbox: &'a str,
     /// containerd's configuration, in place of the one that the peer's documentation shows.
     pub(crate) containerd: Option<&'a str>,
+    /// In one of its own, registries are reached as `/etc/containerd/certs.d` says.
+    pub(crate) network: Network,
 }
 
 impl Setup<'_> {
     /// With the defaults of everything.
     pub(crate) fn of(version: Version) -> Self {
-        Self { version, config: "", sandbox: "localhost/none:1", containerd: None }
+        let (network, containerd) = (Network::Host, None);
+        Self { version, config: "", sandbox: "localhost/none:1", containerd, network }
     }
 }
 
@@ -69,7 +73,7 @@ impl Node {
         let id = format!("spanfs-{}-{count}", std::process::id());
         let dir = TempDir::with_prefix("spanfs-node-").expect("temporary directory");
         lay_out(dir.path(), setup);
-        let namespaces = spanfs_node::Node::start(dir.path(), Network::Host);
+        let namespaces = spanfs_node::Node::start(dir.path(), setup.network);
         let namespaces = Some(namespaces.expect("the namespaces of a node"));
         let version = setup.version;
         let mut node = Self { id, version, daemon: None, containerd: None, namespaces, dir };
@@ -104,6 +108,12 @@ impl Node {
 
     fn namespaces(&self) -> &spanfs_node::Node {
         self.namespaces.as_ref().expect("the namespaces of a node that has not ended")
+    }
+
+    /// A port on the loopback interface that the node sees.
+    pub(crate) fn listen(&self, port: u16) -> TcpListener {
+        let network = self.namespaces().network().expect("a namespace");
+        spanfs_node::listen_in(&network, port).expect("a free port")
     }
 
     fn log(&self, name: &str) -> fs::File {
@@ -258,12 +268,18 @@ fn lay_out(root: &Path, setup: &Setup<'_>) {
 /// where CI lacks `CAP_SYS_RESOURCE`, runc may not make a sandbox less likely to be killed.
 fn containerd_config(setup: &Setup<'_>) -> String {
     let sandbox = setup.sandbox;
+    let hosts = match setup.network {
+        Network::Host => "",
+        Network::Own => "/etc/containerd/certs.d",
+    };
     let images = match setup.version {
         Version::One => format!(
             r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{sandbox}"
   restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{hosts}"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "soci"
     disable_snapshot_annotations = false
@@ -275,6 +291,8 @@ fn containerd_config(setup: &Setup<'_>) -> String {
   restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "soci"
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = "{hosts}"
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = "{sandbox}"
 [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
