@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use spanfs_registry::Link;
 
 use crate::bench::{Caches, Images, NamedLink, Plan, Scratch, Stop};
-use crate::compare::Metric;
+use crate::compare::{Metric, Pair};
 use crate::promises::edge::Served;
 use crate::subject::{self, Places};
 use crate::workload::{self, RawReady, RawWorkload};
@@ -199,6 +199,9 @@ pub(crate) struct Compare {
     /// What is compared.
     #[arg(long, value_enum, default_value_t = Metric::Ready)]
     pub(crate) metric: Metric,
+    /// Compare only this subject of the first file with that one of the second.
+    #[arg(long, value_name = "BEFORE=AFTER")]
+    pub(crate) subject: Option<Pair>,
     /// Per cent by which it may be slower, beyond noise.
     #[arg(long, default_value_t = 5.0)]
     pub(crate) tolerance: f64,

@@ -53,6 +53,26 @@ impl Metric {
     }
 }
 
+/// A subject of the first file that is compared with another of the second.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pair {
+    before: String,
+    after: String,
+}
+
+impl std::str::FromStr for Pair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((before, after)) if !before.is_empty() && !after.is_empty() => {
+                Ok(Self { before: before.to_owned(), after: after.to_owned() })
+            }
+            _ => Err("expected BEFORE=AFTER, two subjects".to_owned()),
+        }
+    }
+}
+
 /// One workload with one subject, in both files.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
@@ -69,6 +89,7 @@ pub(crate) fn compare(
     after: &Results,
     metric: Metric,
     tolerance: f64,
+    pair: Option<&Pair>,
 ) -> Result<Vec<Row>> {
     ensure!(
         before.head.link == after.head.link && before.head.caches == after.head.caches,
@@ -80,21 +101,26 @@ pub(crate) fn compare(
     );
     let mut rows = Vec::new();
     for workload in &before.head.workloads {
-        for subject in &before.head.subjects {
-            let values = |results| metric.values(results, &workload.name, &subject.name);
-            let (old, new) = (values(before), values(after));
+        for subject in before.head.subjects.iter().map(|subject| subject.name.as_str()) {
+            let instead = match pair {
+                Some(pair) if pair.before != subject => continue,
+                Some(pair) => pair.after.as_str(),
+                None => subject,
+            };
+            let old = metric.values(before, &workload.name, subject);
+            let new = metric.values(after, &workload.name, instead);
             if old.is_empty() {
                 continue;
             }
             let found = ratio(&new, &old);
             // What worked and fails now is worse, whatever it took.
-            let is_broken = new.is_empty() && after.error(&workload.name, &subject.name).is_some();
+            let is_broken = new.is_empty() && after.error(&workload.name, instead).is_some();
             if new.is_empty() && !is_broken {
                 continue;
             }
             rows.push(Row {
                 workload: workload.name.clone(),
-                subject: subject.name.clone(),
+                subject: instead.to_owned(),
                 runs: (old.len(), new.len()),
                 ratio: found.map(|it| (it.value, it.low, it.high)),
                 is_worse: is_broken || found.is_some_and(|it| it.low > 1.0 + tolerance),
@@ -144,7 +170,7 @@ mod tests {
         for _ in 0..10 {
             let (before, after) =
                 (results(&[("a", &times())], 1.0), results(&[("a", &times())], 1.0));
-            let rows = compare(&before, &after, Metric::Ready, 0.05).unwrap();
+            let rows = compare(&before, &after, Metric::Ready, 0.05, None).unwrap();
             assert!(!rows[0].is_worse, "{rows:?}");
         }
     }
@@ -153,17 +179,21 @@ mod tests {
     fn what_is_slower_or_fails_is_told() {
         let before = results(&[("a", &[3.0, 3.1, 2.9, 3.0, 3.2])], 1.0);
         let mut after = results(&[("a", &[4.0, 4.1, 3.9, 4.0, 4.2])], 1.0);
-        let rows = compare(&before, &after, Metric::Ready, 0.05).unwrap();
+        let rows = compare(&before, &after, Metric::Ready, 0.05, None).unwrap();
         assert!(rows[0].is_worse, "{rows:?}");
-        let rows = compare(&after, &before, Metric::Penalty, 0.05).unwrap();
+        let both = results(&[("a", &[3.0, 3.1, 2.9]), ("b", &[4.0, 4.1, 3.9])], 1.0);
+        let pair: Pair = "a=b".parse().unwrap();
+        let rows = compare(&both, &both, Metric::Ready, 0.05, Some(&pair)).unwrap();
+        assert!(rows.len() == 1 && rows[0].is_worse, "{rows:?}");
+        let rows = compare(&after, &before, Metric::Penalty, 0.05, None).unwrap();
         assert!(!rows[0].is_worse, "{rows:?}");
         for run in &mut after.runs {
             run.figures = None;
             run.error = Some("dead".to_owned());
         }
-        let rows = compare(&before, &after, Metric::Ready, 0.05).unwrap();
+        let rows = compare(&before, &after, Metric::Ready, 0.05, None).unwrap();
         assert!(rows[0].is_worse && table(&rows, Metric::Ready).contains("FAILS NOW"));
         after.head.link.name = "wan".to_owned();
-        assert!(compare(&before, &after, Metric::Ready, 0.05).is_err());
+        assert!(compare(&before, &after, Metric::Ready, 0.05, None).is_err());
     }
 }

@@ -132,10 +132,11 @@ fn report(arguments: &Report) -> Result<ExitCode> {
 
 fn compare(arguments: &Compare) -> Result<ExitCode> {
     let (before, after) = (Results::read(&arguments.before)?, Results::read(&arguments.after)?);
-    let rows = compare::compare(&before, &after, arguments.metric, arguments.tolerance / 100.0)?;
+    let (metric, tolerance) = (arguments.metric, arguments.tolerance / 100.0);
+    let rows = compare::compare(&before, &after, metric, tolerance, arguments.subject.as_ref())?;
     match arguments.json {
         true => println!("{}", serde_json::to_string(&rows)?),
-        false => print!("{}", compare::table(&rows, arguments.metric)),
+        false => print!("{}", compare::table(&rows, metric)),
     }
     Ok(verdict(rows.iter().all(|row| !row.is_worse)))
 }
