@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::proxy::Proxies;
 use crate::registry::redirect::authority;
-use crate::transport::{Connector, Pool, pool};
+use crate::transport::{Connector, Pool};
 use crate::trust::{TlsOptions, Trust};
 
 /// Whether connections may be made without TLS where nothing else is configured.
@@ -153,8 +153,8 @@ impl Host {
         let is_origin = named.is_ok_and(|named| authority(&named) == authority(&options.base));
         Self {
             namespace: (!is_origin).then(|| registry.to_owned()),
-            pool: pool(connector(&trust)),
-            pool_elsewhere: pool(connector(&trust_elsewhere)),
+            pool: Pool::new(connector(&trust)),
+            pool_elsewhere: Pool::new(connector(&trust_elsewhere)),
             trust,
             trust_elsewhere,
             dial_timeout,

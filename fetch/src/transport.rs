@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_util::client::legacy::Client;
+use http::{HeaderValue, Request, Uri, header};
 use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -32,16 +32,40 @@ const IDLE_FOR_MAX: Duration = Duration::from_secs(30);
 const ADDRESS_TRY: Duration = Duration::from_secs(3);
 
 /// A pool of connections that share one trust.
-pub(crate) type Pool = Client<Connector, ContentBody>;
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    client: Client<Connector, ContentBody>,
+    proxies: Arc<Proxies>,
+}
 
-/// A pool over a connector.
-pub(crate) fn pool(connector: Connector) -> Pool {
-    Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_FOR_MAX)
-        .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-        .build(connector)
+impl Pool {
+    /// A pool over a connector, without connections yet.
+    pub(crate) fn new(connector: Connector) -> Self {
+        let proxies = Arc::clone(&connector.proxies);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_FOR_MAX)
+            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+            .build(connector);
+        Self { client, proxies }
+    }
+
+    /// Send a request. A proxy that forwards requests one by one is told with each who asks; a tunnel
+    /// was told when it was made.
+    pub(crate) fn request(&self, mut request: Request<ContentBody>) -> ResponseFuture {
+        let uri = request.uri();
+        let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(80));
+        let plain = uri.scheme_str() == Some("http");
+        let proxy = self.proxies.choose(false, host, port).filter(|_| plain);
+        if let Some(value) = proxy.and_then(|proxy| proxy.authorization.as_ref())
+            && let Ok(mut value) = HeaderValue::from_str(value)
+        {
+            value.set_sensitive(true);
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, value);
+        }
+        self.client.request(request)
+    }
 }
 
 /// How a connection could not be made.
