@@ -63,6 +63,10 @@ pub trait Blob: Send + Sync {
     /// pages: they cost more than all the rest of a transfer. Optional.
     fn recycle(&self, _bytes: Vec<u8>) {}
 
+    /// What it brought was not the blob's: have the next wants met by another mirror, if there is one.
+    /// Optional.
+    fn distrust(&self) {}
+
     /// False once the source is known to answer ranges with the whole blob: then each step backwards
     /// costs a pass over it, and whoever can had better read everything once, in order.
     fn has_ranges(&self) -> bool {

@@ -89,6 +89,7 @@ impl Driver {
             }
             Command::Promote { id, priority } => self.plan.handle_promote(id, priority),
             Command::Cancel { id } => self.plan.handle_cancel(id),
+            Command::Distrust { blob } => self.plan.handle_distrust(blob, now),
             Command::Located { blob, generation, result } => {
                 self.located(blob, generation, result, now);
             }

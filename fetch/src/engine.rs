@@ -293,6 +293,10 @@ impl Blob for EngineBlob {
         self.pool.give(bytes);
     }
 
+    fn distrust(&self) {
+        self.mailbox.send(Command::Distrust { blob: self.id });
+    }
+
     fn has_ranges(&self) -> bool {
         !self.whole.load(Ordering::Relaxed)
     }

@@ -103,6 +103,10 @@ impl Blob for FaultBlob {
         self.inner.size()
     }
 
+    fn distrust(&self) {
+        self.inner.distrust();
+    }
+
     fn want(&self, want: Want) -> Ticket {
         let (fate, delay) = self.fate();
         let Want { range, priority, headroom, reply } = want;

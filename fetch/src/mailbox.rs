@@ -30,6 +30,9 @@ pub(crate) enum Command {
     Cancel {
         id: WantId,
     },
+    Distrust {
+        blob: BlobId,
+    },
     Located {
         blob: BlobId,
         generation: u64,

@@ -33,7 +33,10 @@ impl Layer {
             Ok(fetched) => match self.check(span, fetched) {
                 Ok(verified) => self.inflate(span, verified, decoder),
                 // Another mirror, or the same source on another day, may have better ones.
-                Err(_) if self.retry_corrupt(span) => return self.fetch(asked),
+                Err(_) if self.retry_corrupt(span) => {
+                    self.blob.distrust();
+                    return self.fetch(asked);
+                }
                 Err(error) => Err(error),
             },
             Err(ReadError::Corrupt(_)) if self.retry_corrupt(span) => return self.fetch(asked),

@@ -41,6 +41,8 @@ pub(super) struct Blob {
     pub(super) not_before: Option<Instant>,
     /// Since when somebody waits for this blob without progress.
     pub(super) trouble_since: Option<Instant>,
+    /// When its target was last said to bring wrong bytes.
+    pub(super) distrusted_at: Option<Instant>,
     /// Bytes that transfers are to bring.
     pub(super) inflight: RangeSet,
     /// By start.
@@ -64,6 +66,7 @@ impl Blob {
             failure: None,
             not_before: None,
             trouble_since: None,
+            distrusted_at: None,
             inflight: RangeSet::default(),
             wants: BTreeSet::new(),
             want_len_max: 0,

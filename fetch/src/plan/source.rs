@@ -26,6 +26,9 @@ const LOCATE_MAX: Duration = Duration::from_secs(60);
 /// broke says little about its host.
 const STRIKES_BEFORE_LOCATE: u32 = 2;
 
+/// Within this, complaints are about what the target of the first one had under way.
+const DISTRUST_ONCE: Duration = Duration::from_secs(2);
+
 /// A second request as the old target expires would be wasted.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(5);
 
@@ -78,6 +81,17 @@ impl Plan {
             }
         }
         true
+    }
+
+    /// What the blob's target brought was not the blob's: look for another one.
+    pub(crate) fn handle_distrust(&mut self, id: BlobId, now: Instant) {
+        let Some(blob) = self.blobs.get_mut(&id) else { return };
+        let recent = blob.distrusted_at.is_some_and(|at| now - at < DISTRUST_ONCE);
+        if blob.source != Source::Ready || recent {
+            return;
+        }
+        blob.distrusted_at = Some(now);
+        self.locate(id, Some(Failure::bad_reply("bytes that are not the blob's")), now);
     }
 
     pub(super) fn handle_success(&mut self, transfer: &Transfer, now: Instant) {

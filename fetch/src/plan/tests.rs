@@ -304,3 +304,36 @@ fn promotion_overtakes() {
     assert_eq!(world.starts[before].1.start, 5000);
     world.finish();
 }
+
+#[test]
+fn a_target_that_lies_is_left_once() {
+    let mut plan = Plan::new(options());
+    let now = Instant::now();
+    let blob = BlobId(1);
+    plan.handle_open(blob, SIZE);
+    let asked = |plan: &mut Plan, now| {
+        let actions = std::iter::from_fn(|| plan.poll_action(now));
+        let locate = |action| match action {
+            Action::Locate { generation, failure, .. } => Some((generation, failure.is_some())),
+            _ => None,
+        };
+        actions.filter_map(locate).collect::<Vec<_>>()
+    };
+    let located = || Ok(Located { host: "h".to_owned(), expires: None, changed: true });
+    // Nobody has brought anything yet.
+    plan.handle_distrust(blob, now);
+    assert_eq!(asked(&mut plan, now), []);
+    plan.handle_want(WantId(1), blob, 0..100, Priority::OnDemand, now);
+    assert_eq!(asked(&mut plan, now), [(0, false)]);
+    plan.handle_located(blob, 0, located(), now);
+    plan.handle_distrust(blob, now);
+    assert_eq!(asked(&mut plan, now), [(1, true)]);
+    plan.handle_located(blob, 1, located(), now);
+    // More of what the first one had under way.
+    plan.handle_distrust(blob, now + DISTRUST_MEMORY / 2);
+    assert_eq!(asked(&mut plan, now), []);
+    plan.handle_distrust(blob, now + DISTRUST_MEMORY);
+    assert_eq!(asked(&mut plan, now + DISTRUST_MEMORY), [(2, true)]);
+}
+
+const DISTRUST_MEMORY: Duration = Duration::from_secs(2);
