@@ -31,7 +31,7 @@ mod works;
 pub use cache::{Cache, CacheOptions, CacheStatus, Collected};
 pub use content::{Content, ReadError, ReadReply};
 pub use error::CacheError;
-pub use layer::{KnownLayer, Layer, LayerSpec, LayerStatus, Role, Verification};
+pub use layer::{KnownLayer, Layer, LayerSpec, LayerStatus, Role, Verification, Waits};
 pub use prefetch::{Background, Image, ImageSpec, ImageStatus, Trace, TraceError};
 pub use sys::give_back_memory;
 pub use whole::{Buffer, LocalLayer, Origin, Program, Whole, WholeSpec, WholeToc};

@@ -6,12 +6,14 @@ mod keep;
 pub(crate) mod open;
 mod proof;
 mod status;
+mod waits;
 
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use spanfs_fetch::{Blob, Priority};
@@ -34,6 +36,7 @@ pub use open::{KnownLayer, LayerSpec};
 pub(crate) use open::{condemned_reason, open, open_known};
 use status::Counters;
 pub use status::{LayerStatus, Verification};
+pub use waits::Waits;
 
 /// A layer whose spans arrive on demand.
 ///
@@ -261,8 +264,10 @@ impl Content for Layer {
             return reply(Ok(()));
         }
         let waiting = self.works.wait_on_demand();
+        let (since, waits) = (Instant::now(), Arc::clone(&self.counters.waits));
         let reply = Box::new(move |result| {
             drop(waiting);
+            waits.add(since.elapsed());
             reply(result);
         });
         // One more than the spans, so that the reply comes here even if there are none.

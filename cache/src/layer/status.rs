@@ -1,10 +1,12 @@
 //! What a layer can tell about itself.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use spanfs_layer::Digest;
 
+use super::waits::{self, Waits};
 use super::{Layer, Role};
 
 /// Whether the whole layer was proved to be what its image promises.
@@ -42,6 +44,8 @@ pub struct LayerStatus {
     pub fetches: u64,
     /// Spans that could not be had since then, each time counted.
     pub failures: u64,
+    /// How long readers waited for what was not there.
+    pub waits: Waits,
     /// Whether the whole was proved.
     pub verification: Verification,
     /// Why spans go to memory, or are not kept over a restart; the latest reason.
@@ -54,6 +58,8 @@ pub(super) struct Counters {
     pub(super) fetches: AtomicU64,
     pub(super) fetched_bytes: AtomicU64,
     pub(super) failures: AtomicU64,
+    /// Shared with the replies that are under way.
+    pub(super) waits: Arc<waits::Counts>,
     /// Begins and ends of writes to the layer file.
     pub(super) writes: AtomicU64,
     /// Times that spans were found changed on disk.
@@ -75,6 +81,7 @@ impl Layer {
             fetched_bytes: count(&self.counters.fetched_bytes),
             fetches: count(&self.counters.fetches),
             failures: count(&self.counters.failures),
+            waits: self.counters.waits.snapshot(),
             verification: self.verification.read().clone(),
             disk_error: self.counters.disk_error.lock().clone(),
         }
