@@ -6,6 +6,7 @@ mod keep;
 pub(crate) mod open;
 mod proof;
 mod status;
+mod toc;
 mod waits;
 
 use std::io;

@@ -57,9 +57,16 @@ impl Layer {
             hasher.update(&tail);
             Ok(hasher)
         });
-        let again = hashed.is_ok();
+        let mut again = hashed.is_ok();
         match hashed {
-            Ok(hasher) if self.matches(&hasher, &diff_id) => self.accept(started),
+            Ok(hasher) if self.matches(&hasher, &diff_id) => match self.belied() {
+                Ok(None) => self.accept(started),
+                Ok(Some(reason)) => self.condemn(reason),
+                Err(error) => {
+                    again = false;
+                    self.note_disk_error(format!("reading the kept zTOC again: {error}"));
+                }
+            },
             Ok(hasher) => {
                 let (digest, found) = (self.digest, hasher.finish());
                 let reason = format!(
