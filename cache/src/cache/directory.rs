@@ -16,6 +16,7 @@
 //!     condemned                         JSON: the zTOC's digest, why it is not served any more
 //! ROOT/private/PID-NUMBER/              the same for a process that came second; removed at its end
 //! ROOT/traces/ALGORITHM/HEX.jsonl       spans that starts of an image touched, by its config digest
+//! ROOT/ztocs/, ROOT/indexes/            what those above us keep; counted with the rest, see `beside`
 //! ```
 
 use std::fs::{self, File};
@@ -28,6 +29,7 @@ use std::time::{Duration, SystemTime};
 use spanfs_fetch::buffer::Download;
 use spanfs_layer::Digest;
 
+use super::beside::{self, Beside};
 use super::claim::{self, Claim, make_directory};
 use crate::CacheError;
 use crate::layer::open::{CONDEMNED, LAYER, remove_if_there};
@@ -56,7 +58,8 @@ impl Directory {
         make_directory(root).map_err(CacheError::storage("making the cache directory", root))?;
         let path = root.join("version");
         let found = read_version(&path).map_err(CacheError::storage("reading", &path))?;
-        match found {
+        match found.filter(|found| !found.is_empty()) {
+            // Nobody was there, or a power cut came before the first line was on the disk.
             None => fs::write(&path, format!("{VERSION}\n"))
                 .map_err(CacheError::storage("writing", &path))?,
             Some(found) if found.trim_end() == VERSION => {}
@@ -132,6 +135,11 @@ impl Directory {
                 tracing::warn!(path = %path.display(), %error, "left-over of a pass stays");
             }
         }
+    }
+
+    /// What is kept beside the layers.
+    pub(crate) fn beside(&self) -> Vec<Beside> {
+        beside::find(&self.root)
     }
 
     /// All layers, in no particular order.

@@ -1,5 +1,6 @@
 //! The cache of a machine: layers by digest, within a quota, shared by processes.
 
+mod beside;
 pub(crate) mod claim;
 pub(crate) mod directory;
 mod quota;
@@ -22,6 +23,7 @@ use crate::prefetch::{Image, ImageSpec};
 use crate::whole::{self, Whole, WholeSpec};
 use crate::works::Works;
 
+use beside::Beside;
 use directory::{Directory, Entry};
 
 /// How a cache is set up.
@@ -29,7 +31,8 @@ use directory::{Directory, Entry};
 pub struct CacheOptions {
     /// Its directory; made if missing. Several processes may share it.
     pub root: PathBuf,
-    /// Most bytes on disk; layers not in use go, least recently used first. `None`: no limit.
+    /// Most bytes on disk; layers not in use, zTOCs, layer indexes and traces go, least recently used
+    /// first. `None`: no limit.
     pub quota_bytes: Option<u64>,
     /// Most bytes of spans in memory where the disk refuses them.
     pub memory_bytes_max: u64,
@@ -75,7 +78,7 @@ type Slot = Arc<Mutex<Weak<Layer>>>;
 /// State of a cache.
 #[derive(Clone, Debug)]
 pub struct CacheStatus {
-    /// Bytes on disk of all layers, also those not open.
+    /// Bytes on disk of all layers, also those not open, and of what is kept beside them.
     pub disk_bytes: u64,
     /// Layers on disk.
     pub layer_count: usize,
@@ -96,7 +99,7 @@ pub struct CacheStatus {
 pub struct Collected {
     /// Layers removed.
     pub layers: usize,
-    /// Bytes that they had on disk.
+    /// Bytes that they, and what else was removed, had on disk.
     pub bytes: u64,
     /// Bytes that are left.
     pub left_bytes: u64,
@@ -215,7 +218,8 @@ impl Cache {
         let entries = self.directory.layers();
         let condemned = |entry: &Entry| Some((entry.digest, layer::condemned_reason(&entry.path)?));
         CacheStatus {
-            disk_bytes: entries.iter().map(|entry| entry.bytes).sum(),
+            disk_bytes: entries.iter().map(|entry| entry.bytes).sum::<u64>()
+                + self.directory.beside().iter().map(|it| it.bytes).sum::<u64>(),
             layer_count: entries.len(),
             memory_bytes: self.works.memory.used_bytes(),
             inflight_bytes: self.works.bytes_inflight(),
@@ -262,29 +266,43 @@ impl Drop for Cache {
 }
 
 fn collect(directory: &Directory, quota_bytes: Option<u64>) -> Collected {
-    let entries = directory.layers();
-    let size = |entry: &Entry| quota::Size { bytes: entry.bytes, last_used: entry.last_used };
-    let sizes: Vec<_> = entries.iter().map(size).collect();
+    let (layers, beside) = (directory.layers(), directory.beside());
+    let layer = |it: &Entry| quota::Size { bytes: it.bytes, last_used: it.last_used };
+    let other = |it: &Beside| quota::Size { bytes: it.bytes, last_used: it.last_used };
+    let sizes: Vec<_> = layers.iter().map(layer).chain(beside.iter().map(other)).collect();
     let left_bytes = quota::total(&sizes);
     let mut collected = Collected { left_bytes, ..Collected::default() };
     let Some(quota_bytes) = quota_bytes else { return collected };
     for index in quota::order(&sizes, quota_bytes) {
-        let Some(entry) = entries.get(index) else { continue };
         if collected.left_bytes <= quota_bytes {
             break;
         }
-        match claim::try_remove(&entry.path) {
-            Ok(true) => {
-                tracing::info!(layer = %entry.digest, bytes = entry.bytes, "layer evicted");
-                collected.layers += 1;
-                collected.bytes += entry.bytes;
-                collected.left_bytes -= entry.bytes;
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(layer = %entry.digest, %error, "layer not evicted"),
+        let removed = match (layers.get(index), beside.get(index.saturating_sub(layers.len()))) {
+            (Some(layer), _) => evict(layer, &mut collected),
+            (None, Some(beside)) => beside.remove(),
+            (None, None) => false,
+        };
+        if let Some(size) = sizes.get(index).filter(|_| removed) {
+            collected.bytes += size.bytes;
+            collected.left_bytes -= size.bytes;
         }
     }
     collected
+}
+
+fn evict(layer: &Entry, collected: &mut Collected) -> bool {
+    match claim::try_remove(&layer.path) {
+        Ok(true) => {
+            tracing::info!(layer = %layer.digest, bytes = layer.bytes, "layer evicted");
+            collected.layers += 1;
+            true
+        }
+        Ok(false) => false,
+        Err(error) => {
+            tracing::warn!(layer = %layer.digest, %error, "layer not evicted");
+            false
+        }
+    }
 }
 
 /// One thread: gives images their time, and keeps to the quota.
