@@ -89,6 +89,11 @@ fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
+/// What the kernel says of files that it can't read as a filesystem.
+fn not_block_device() -> String {
+    io::Error::from(rustix::io::Errno::NOTBLK).to_string()
+}
+
 /// Mount an empty layer for a moment.
 fn try_erofs(scratch: &Path) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot be tried in {}: {error}", scratch.display());
@@ -114,7 +119,11 @@ fn mount_empty_layer(directory: &Path) -> Result<(), String> {
     let data = prepare().map_err(|error| error.to_string())?;
     front::erofs::mount(&index_path, data.as_fd(), &mount_point).map_err(|error| {
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        format!("{error}: {cause}")
+        let hint = match cause.contains(&not_block_device()) {
+            true => "; files of this file system (tmpfs?) can't be mounted",
+            false => "",
+        };
+        format!("{error}: {cause}{hint}")
     })?;
     unmount::detach(&mount_point, Privilege::Root).map_err(|error| error.to_string())
 }

@@ -160,7 +160,8 @@ async fn run(
         .read_only(true)
         .nonempty(true)
         .allow_other(options.allow_other)
-        .default_permissions(true)
+        // A user's mount is open to nobody else, and all of the image is his: its root's files too.
+        .default_permissions(options.privilege == Privilege::Root)
         .no_open_support(true)
         .no_open_dir_support(true)
         .custom_options(format!("subtype={},max_read={}", options.subtype, READ_LEN_MAX));
