@@ -8,7 +8,13 @@ use spanfs_layer::Digest;
 use crate::command::doctor::Release;
 use crate::quantity::{Bytes, Rate};
 
-const EXIT_CODES: &str = "\
+const AFTER_HELP: &str = "\
+Examples:
+  spanfs demo                                       see what it does, in a minute
+  spanfs mount registry.example/team/app:1 /mnt     a root file system, at once
+  spanfs run registry.example/team/app:1 -- sh      a program in it, also without root
+  spanfs index IMAGE --output NEW                   make an image that can be read span by span
+
 Exit codes:
   0  done
   1  failed: network, kernel, disk
@@ -16,18 +22,22 @@ Exit codes:
   3  not found: image, layer, path, mount
   4  refused: credentials or permission
   5  corrupt: content is not what its digest promises
-`spanfs run` exits with the program's own code (128 + signal where one ended it).
+`spanfs run` exits with the program's own code (128 + signal where one ended it), 126 where it can't be
+started, 127 where it is not there; a command that a signal stops exits with 128 + signal, demo with 130.
 
 Environment:
   SPANFS_USERNAME, SPANFS_PASSWORD  credentials, before those of ~/.docker/config.json
+  DOCKER_CONFIG                     directory of Docker's config.json instead of ~/.docker
   SPANFS_CACHE_DIR                  see --cache-dir
+  XDG_RUNTIME_DIR                   where users' mounts keep sockets and logs; root's are in /run/spanfs
+  TMPDIR                            where demo, bench and index keep things for a moment
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY proxies, as everywhere";
 
 /// Start containers before their image is downloaded.
 ///
 /// spanfs shows an image as a filesystem at once and fetches what is read, when it is read.
 #[derive(Debug, Parser)]
-#[command(name = "spanfs", version, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "spanfs", version, after_help = AFTER_HELP, propagate_version = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -50,7 +60,7 @@ pub(crate) enum Command {
     /// Take a mount away.
     #[command(visible_alias = "unmount")]
     Umount(Umount),
-    /// Run a program of an image in mount namespace of its own.
+    /// Run a program of an image, in a mount namespace of its own.
     Run(Run),
     /// Build the zTOCs of an image and its SOCI index.
     Index(Index),
@@ -64,8 +74,13 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Say for each layer of an image how it comes to this node's containers, and why.
     Why(Why),
+    /// Take the record of what an image's start reads to another machine.
+    #[command(subcommand)]
+    Trace(Trace),
     /// Show what spanfs is good for, on this machine, in a minute.
     Demo(Demo),
+    /// Measure how soon images start here, downloaded and unpacked first or mounted at once.
+    Bench(Bench),
     /// Print shell completions.
     Completions(Completions),
     /// Print the manual page, or write all of them into a directory.
@@ -99,12 +114,19 @@ pub(crate) struct Access {
     pub(crate) hosts_dir: Option<PathBuf>,
 }
 
-/// What is kept, and how much is fetched.
+/// Where things are kept.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct Keep {
+pub(crate) struct CacheDir {
     /// Where layers are kept [default: /var/cache/spanfs as root, else ~/.cache/spanfs].
     #[arg(long, value_name = "DIR", env = "SPANFS_CACHE_DIR", value_hint = ValueHint::DirPath)]
     pub(crate) cache_dir: Option<PathBuf>,
+}
+
+/// What is kept, and how much is fetched.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Keep {
+    #[command(flatten)]
+    pub(crate) cache: CacheDir,
     /// Bytes that layers may take there before unused ones go, such as 20G [default: 20G].
     #[arg(long, value_name = "BYTES")]
     pub(crate) cache_size: Option<Bytes>,
@@ -212,8 +234,18 @@ pub(crate) struct Run {
 
 #[derive(Args, Debug)]
 pub(crate) struct Index {
+    /// `[HOST/]NAME[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`.
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Platforms to index, `OS/ARCHITECTURE[/VARIANT]`, several with commas or by repeating; this
+    /// machine's unless given.
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
+    pub(crate) platform: Vec<String>,
+    /// Index the images of all platforms.
+    #[arg(long, conflicts_with = "platform")]
+    pub(crate) all_platforms: bool,
     #[command(flatten)]
-    pub(crate) image: Image,
+    pub(crate) access: Access,
     /// Where the result goes: `oci:DIR[:TAG]`, or a registry reference to push to. Without it: back
     /// to the image's own place (for v1), or nowhere but the report.
     #[arg(long, short, value_name = "TARGET")]
@@ -231,9 +263,9 @@ pub(crate) struct Index {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum IndexFormat {
-    /// SOCI index v1, found by the referrers API or its fall-back tag.
+    /// SOCI indexes v1, one a platform, found by the referrers API or its fall-back tag.
     V1,
-    /// SOCI index v2, inside a converted image.
+    /// SOCI indexes v2, one a platform, inside a converted image.
     V2,
 }
 
@@ -268,6 +300,39 @@ pub(crate) struct Status {
     /// Only the mount in this directory.
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) directory: Option<PathBuf>,
+}
+
+/// The first minute of a mount records what is read, in order, and later mounts of the image fetch that
+/// first. The record is text: a JSON line that names the layers, then a line `[layer,start,length]` for
+/// each run of a layer's tar, in the order of reading.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trace {
+    /// Write the record of an image's start, once its first minute is over or its mount has ended.
+    Export(TraceExport),
+    /// Have a record replayed by all later mounts of an image on this machine.
+    Import(TraceImport),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TraceExport {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// File to write; stdout unless given.
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cache: CacheDir,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TraceImport {
+    #[command(flatten)]
+    pub(crate) image: Image,
+    /// File that `spanfs trace export` has written; `-` for stdin.
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) cache: CacheDir,
 }
 
 #[derive(Args, Debug)]
@@ -335,8 +400,31 @@ pub(crate) struct Demo {
     #[arg(long, value_name = "PRESET", default_value = "cloud", conflicts_with = "image")]
     pub(crate) link: String,
     /// Divide the link's bandwidth by this: the image is small beside those of the cloud.
-    #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "image")]
+    #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "image",
+          value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) slower: u64,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bench {
+    /// `[HOST/]NAME[:TAG][@DIGEST]`, `oci:DIR[:TAG]` or `oci-archive:FILE[:TAG]`, each by itself.
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
+    /// Program to start, and its arguments; the images' own unless given.
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+    /// Starts of each kind, of which the median is shown.
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) runs: u32,
+    /// End the program at its first output, as servers never end by themselves.
+    #[arg(long)]
+    pub(crate) until_output: bool,
+    /// Platform to choose from an index: `OS/ARCHITECTURE[/VARIANT]`; this machine's unless given.
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
     #[command(flatten)]
     pub(crate) access: Access,
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use spanfs_cache::build::{BuildError, BuildOptions, LayerBuilder, Toc};
 use spanfs_fetch::{Blob, Class, Content, FetchError, ImageRef, Priority, Source as Place};
 use spanfs_layer::Digest;
-use spanfs_layer::oci::{Descriptor, Index, media_type};
+use spanfs_layer::oci::{Descriptor, Index, Manifest, media_type};
 use spanfs_layer::soci::{self, IndexParts, Indexed, SociIndex, ZtocEntry, ZtocRule};
 
 use crate::image::{Image, ImageError, Images, ReadError, read_whole};
@@ -204,76 +204,106 @@ fn check(
     }
 }
 
-/// What indexing an image adds to its repository.
+/// One image of a platform, its layers read.
+pub struct IndexedImage {
+    /// The image.
+    pub image: Image,
+    /// What became of its layers, the lowest first.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// What indexing images of one name adds to their repository.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
-    /// Blobs: zTOCs and the index's config.
+    /// Blobs: zTOCs and the indexes' config.
     pub blobs: Vec<(Digest, Vec<u8>)>,
     /// Manifests that others name by digest, in the order to push them.
     pub manifests: Vec<(Descriptor, Vec<u8>)>,
     /// What a tag is to name, for version 2: the converted image.
     pub root: Option<(Descriptor, Vec<u8>)>,
-    /// The SOCI index, one of `manifests`.
-    pub index: Descriptor,
+    /// The SOCI index of each image, `None` where no layer of it got a zTOC.
+    pub indexes: Vec<Option<Descriptor>>,
 }
 
-/// Index of version 1: refers to the image, which stays as it is.
-pub fn version_1(
-    image: &Image,
-    outcomes: &[Outcome],
-    options: &IndexOptions,
-) -> Result<Artifacts, IndexError> {
-    let (entries, blobs) = entries(image, outcomes, options);
-    let parts = IndexParts { ztocs: &entries, prefetch: &[], build_tool: BUILD_TOOL };
-    let bytes = SociIndex::v1(&parts, &image.documents.descriptor)?.to_canonical();
-    let index = artifact(&bytes, soci::Version::V1);
-    Ok(Artifacts { blobs, manifests: vec![(index.clone(), bytes)], root: None, index })
+impl Artifacts {
+    fn new() -> Self {
+        let blobs = vec![(Digest::of(soci::CONFIG), soci::CONFIG.to_vec())];
+        Self { blobs, manifests: Vec::new(), root: None, indexes: Vec::new() }
+    }
+
+    fn push(&mut self, index: &[u8], version: soci::Version, ztocs: Vec<(Digest, Vec<u8>)>) {
+        let mut descriptor = Descriptor::of(media_type::MANIFEST, index);
+        descriptor.artifact_type = version.artifact_type().to_owned();
+        self.blobs.extend(ztocs);
+        self.manifests.push((descriptor.clone(), index.to_vec()));
+        self.indexes.push(Some(descriptor));
+    }
 }
 
-/// Index of version 2: an image index whose image names its SOCI index.
-pub fn version_2(
-    image: &Image,
-    outcomes: &[Outcome],
-    options: &IndexOptions,
-) -> Result<Artifacts, IndexError> {
-    let (entries, blobs) = entries(image, outcomes, options);
-    let parts = IndexParts { ztocs: &entries, prefetch: &[], build_tool: BUILD_TOOL };
-    let bytes = SociIndex::v2(&parts)?.to_canonical();
-    let index = artifact(&bytes, soci::Version::V2);
-    let platform = image.documents.config.platform.clone();
-    let documents = &image.documents;
+/// Indexes of version 1, one an image: each refers to its image, which stays as it is.
+pub fn version_1(images: &[IndexedImage], options: &IndexOptions) -> Result<Artifacts, IndexError> {
+    let mut artifacts = Artifacts::new();
+    for indexed in images {
+        let (entries, ztocs) = entries(indexed, options);
+        let parts = IndexParts { ztocs: &entries, prefetch: &[], build_tool: BUILD_TOOL };
+        let subject = &indexed.image.documents.descriptor;
+        let bytes = SociIndex::v1(&parts, subject)?.to_canonical();
+        artifacts.push(&bytes, soci::Version::V1, ztocs);
+    }
+    Ok(artifacts)
+}
+
+/// Indexes of version 2: an image index whose images name their SOCI indexes. All images are of the
+/// same name. One without zTOCs stays as it is, unless there is no other.
+pub fn version_2(images: &[IndexedImage], options: &IndexOptions) -> Result<Artifacts, IndexError> {
+    let Some(first) = images.first() else { return Ok(Artifacts::new()) };
+    let documents = &first.image.documents;
     let around: Index = match &documents.index {
         Some((_, index)) => index.clone(),
-        None => soci::index_of_one(&documents.descriptor, platform.clone()),
+        None => soci::index_of_one(&documents.descriptor, documents.config.platform.clone()),
     };
-    let indexed = Indexed {
+    let mut artifacts = Artifacts::new();
+    let mut made = Vec::new();
+    let mut refused = None;
+    for indexed in images {
+        let (entries, ztocs) = entries(indexed, options);
+        let parts = IndexParts { ztocs: &entries, prefetch: &[], build_tool: BUILD_TOOL };
+        match SociIndex::v2(&parts) {
+            Ok(index) => {
+                let bytes = index.to_canonical();
+                artifacts.push(&bytes, soci::Version::V2, ztocs);
+                made.push((&indexed.image.documents, bytes));
+            }
+            Err(error) => {
+                artifacts.indexes.push(None);
+                refused = Some(error);
+            }
+        }
+    }
+    if let (true, Some(error)) = (made.is_empty(), refused) {
+        return Err(error.into());
+    }
+    let indexed = made.iter().map(|(documents, bytes)| Indexed {
         image: documents.descriptor.digest,
         manifest: &documents.manifest_bytes,
-        platform,
-        soci_index: &bytes,
-    };
-    let converted = soci::convert(&around, &[indexed])?;
-    let mut manifests = vec![(index.clone(), bytes.clone())];
-    let images = converted.manifests.into_iter();
-    manifests.extend(images.map(|bytes| (Descriptor::of(media_type::MANIFEST, &bytes), bytes)));
-    let root = Descriptor::of(media_type::INDEX, &converted.index);
-    Ok(Artifacts { blobs, manifests, root: Some((root, converted.index)), index })
+        platform: documents.config.platform.clone(),
+        soci_index: bytes,
+    });
+    let converted = soci::convert(&around, &indexed.collect::<Vec<_>>())?;
+    let manifests = converted.manifests.into_iter();
+    artifacts
+        .manifests
+        .extend(manifests.map(|bytes| (Descriptor::of(media_type::MANIFEST, &bytes), bytes)));
+    artifacts.root = Some((Descriptor::of(media_type::INDEX, &converted.index), converted.index));
+    Ok(artifacts)
 }
 
-fn artifact(bytes: &[u8], version: soci::Version) -> Descriptor {
-    let mut descriptor = Descriptor::of(media_type::MANIFEST, bytes);
-    descriptor.artifact_type = version.artifact_type().to_owned();
-    descriptor
-}
+type Entries<'a> = (Vec<ZtocEntry<'a>>, Vec<(Digest, Vec<u8>)>);
 
-fn entries<'a>(
-    image: &'a Image,
-    outcomes: &[Outcome],
-    options: &IndexOptions,
-) -> (Vec<ZtocEntry<'a>>, Vec<(Digest, Vec<u8>)>) {
+fn entries<'a>(indexed: &'a IndexedImage, options: &IndexOptions) -> Entries<'a> {
     let mut entries = Vec::new();
-    let mut blobs = vec![(Digest::of(soci::CONFIG), soci::CONFIG.to_vec())];
-    for (layer, outcome) in image.documents.layers().iter().zip(outcomes) {
+    let mut ztocs = Vec::new();
+    for (layer, outcome) in indexed.image.documents.layers().iter().zip(&indexed.outcomes) {
         if let Outcome::Built(ztoc) = outcome {
             entries.push(ZtocEntry {
                 digest: ztoc.digest,
@@ -282,21 +312,25 @@ fn entries<'a>(
                 span_size: options.span_size,
                 disable_xattrs: false,
             });
-            blobs.push((ztoc.digest, ztoc.bytes.clone()));
+            ztocs.push((ztoc.digest, ztoc.bytes.clone()));
         }
     }
-    (entries, blobs)
+    (entries, ztocs)
 }
 
-/// Write what indexing gave to `target`, with the image itself where that is another place.
+/// Write what indexing gave to `target`, with the images themselves where that is another place.
 pub fn publish(
     images: &Images,
-    image: &Image,
+    source: &Place,
+    indexed: &[IndexedImage],
     artifacts: &Artifacts,
     target: &Place,
 ) -> Result<(), ImageError> {
-    if store_of(target.image()) != store_of(image.source.image()) {
-        copy_blobs(images, image, target)?;
+    if store_of(target.image()) != store_of(source.image()) {
+        for indexed in indexed {
+            copy_blobs(images, source, &indexed.image.documents.manifest, target)?;
+        }
+        copy_others(images, source, artifacts, target)?;
     }
     let push = async {
         for (digest, bytes) in &artifacts.blobs {
@@ -313,6 +347,38 @@ pub fn publish(
         Ok(())
     };
     images.runtime().block_on(push)
+}
+
+/// What the converted image index lists as it was: images of platforms that were not asked for, and
+/// attestations. A registry takes no index whose entries it does not have.
+fn copy_others(
+    images: &Images,
+    source: &Place,
+    artifacts: &Artifacts,
+    target: &Place,
+) -> Result<(), ImageError> {
+    let Some((root, bytes)) = &artifacts.root else { return Ok(()) };
+    let corrupt = |digest: &Digest, error: &dyn std::fmt::Display| {
+        ImageError::Corrupt(format!("manifest {digest}: {error}"))
+    };
+    let index = Index::parse(bytes).map_err(|error| corrupt(&root.digest, &error))?;
+    let ours = |it: &Digest| artifacts.manifests.iter().any(|(known, _)| known.digest == *it);
+    for entry in index.manifests.iter().filter(|entry| !ours(&entry.digest)) {
+        let raw = match images.runtime().block_on(source.manifest(&entry.digest)) {
+            // Images are copied without the platforms that somebody did not want, too.
+            Err(error) if error.class() == Class::Gone => {
+                tracing::warn!(manifest = %entry.digest, "listed, but not there: left out");
+                continue;
+            }
+            found => found?,
+        };
+        let manifest =
+            Manifest::parse(&raw.bytes).map_err(|error| corrupt(&entry.digest, &error))?;
+        copy_blobs(images, source, &manifest, target)?;
+        let push = target.push_manifest(None, &entry.media_type, raw.bytes);
+        images.runtime().block_on(push)?;
+    }
+    Ok(())
 }
 
 /// What keeps an image's blobs: they are there already for another image of the same store.
@@ -335,11 +401,15 @@ fn tag_of(name: &ImageRef) -> Option<String> {
 }
 
 /// Config and layers, one after the other through a file without name.
-fn copy_blobs(images: &Images, image: &Image, target: &Place) -> Result<(), ImageError> {
-    let documents = &image.documents;
+fn copy_blobs(
+    images: &Images,
+    source: &Place,
+    manifest: &Manifest,
+    target: &Place,
+) -> Result<(), ImageError> {
     let disk = |source| ImageError::Disk { path: std::env::temp_dir(), source };
-    for descriptor in std::iter::once(&documents.manifest.config).chain(documents.layers()) {
-        let blob = image.source.blob(descriptor)?;
+    for descriptor in std::iter::once(&manifest.config).chain(&manifest.layers) {
+        let blob = source.blob(descriptor)?;
         let mut file = tempfile::tempfile().map_err(disk)?;
         let stop = AtomicBool::new(false);
         let read = read_whole(&*blob, Priority::OnDemand, &stop, |bytes| {

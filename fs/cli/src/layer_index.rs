@@ -18,7 +18,7 @@ use spanfs_layer::{Digest, Kind, Record, UncompressedOffset};
 use spanfs_mount::Layer as MountLayer;
 use tempfile::NamedTempFile;
 
-use crate::image::{ImageError, Layers, OpenLayer, replace};
+use crate::image::{ImageError, Layers, OpenLayer, replace, touch};
 use crate::later::Later;
 use crate::mounted::ShowError;
 use crate::side_by_side::{cores, side_by_side};
@@ -170,6 +170,8 @@ impl<'a> Plan<'a> {
         let path = directory.join(&self.key);
         let note_path = path.with_extension("json");
         if let Some(note) = kept(&path, &note_path) {
+            // The index itself is known by its times.
+            touch(&note_path);
             return Ok((path, note));
         }
         let (note, bytes) = self.make()?;

@@ -16,6 +16,7 @@ mod runtime;
 mod session;
 mod settings;
 mod signals;
+mod starts;
 mod supervise;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -57,11 +58,13 @@ fn run(command: Command, output: &Output) -> Result<ExitCode, Failure> {
         Command::Doctor(arguments) => command::doctor::doctor(&arguments, output),
         Command::Why(arguments) => done(command::why::why(&arguments, output)),
         Command::Demo(arguments) => demo::demo(&arguments, output),
+        Command::Bench(arguments) => command::bench::bench(&arguments, output),
         Command::Umount(arguments) => done(command::umount::umount(&arguments, output)),
         Command::Run(arguments) => command::run::run(&arguments, output),
         Command::Status(arguments) => done(command::status::status(&arguments, output)),
-        Command::Completions(arguments) => done(command::manual::completions(&arguments)),
-        Command::Man(arguments) => done(command::manual::man(&arguments)),
+        Command::Trace(arguments) => done(command::trace::trace(&arguments, output)),
+        Command::Completions(arguments) => done(command::manual::completions(&arguments, output)),
+        Command::Man(arguments) => done(command::manual::man(&arguments, output)),
         Command::Enter(_) => unreachable!("taken before the log was started"),
     }
 }

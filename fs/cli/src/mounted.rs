@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use spanfs_cache::{Content, Verification};
+use spanfs_cache::{Content, Verification, Waits};
 use spanfs_layer::tree::{Tree, TreeOptions};
 use spanfs_mount::hold::Holding;
 use spanfs_mount::overlay::{OverlayError, OverlayOptions, Upper};
@@ -94,9 +94,13 @@ pub fn show(
     mount_point: &Path,
     options: &ShowOptions,
 ) -> Result<Mounted, ShowError> {
-    fs::create_dir_all(&options.state)
-        .map_err(|source| ShowError::State { path: options.state.clone(), source })?;
-    let facts = Facts::gather(&options.state);
+    for path in [&options.state, &options.indexes] {
+        let failed = |source| ShowError::State { path: path.clone(), source };
+        fs::create_dir_all(path).map_err(failed)?;
+    }
+    // Tried where indexes are: the kernel reads EROFS from files of most file systems, not of tmpfs,
+    // which the state is on as a rule.
+    let facts = Facts::gather(&options.indexes);
     let choice = policy::choose(&facts, options.front)?;
     tracing::info!(front = %choice.front, reason = choice.reason, "front chosen");
     let mut mounter_options = MounterOptions::new(&options.state);
@@ -199,8 +203,17 @@ impl Mounted {
             compressed_bytes: layers.iter().map(|layer| layer.compressed_bytes).sum(),
             spans_present: layers.iter().map(|layer| layer.spans_present).sum(),
             span_count: layers.iter().map(|layer| layer.span_count).sum(),
+            on_demand: self.on_demand(),
             layers,
         }
+    }
+
+    fn on_demand(&self) -> OnDemand {
+        let mut waits = Waits::default();
+        let spans = self.layers.layers.iter().filter_map(|layer| layer.spans.as_ref());
+        spans.for_each(|spans| waits.merge(&spans.status().waits));
+        let millis = |share| waits.quantile(share).map(|wait| wait.as_secs_f64() * 1e3);
+        OnDemand { count: waits.count(), p50_ms: millis(0.5), p99_ms: millis(0.99) }
     }
 
     /// Take the mount away within about `at_most`. Whoever still reads from it then gets errors.
@@ -264,8 +277,21 @@ pub struct MountStatus {
     pub spans_present: u64,
     /// Spans of all layers.
     pub span_count: u64,
+    /// Reads that had to wait for bytes.
+    pub on_demand: OnDemand,
     /// Each layer, the lowest first.
     pub layers: Vec<LayerReport>,
+}
+
+/// How long readers waited for what was not there, since the layers were opened.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct OnDemand {
+    /// Reads that waited; all others were answered at once.
+    pub count: u64,
+    /// Half of them waited no longer.
+    pub p50_ms: Option<f64>,
+    /// 99 % of them waited no longer.
+    pub p99_ms: Option<f64>,
 }
 
 /// State of a layer.

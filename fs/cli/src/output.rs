@@ -43,6 +43,14 @@ impl Output {
         }
     }
 
+    /// A result that is a file's content. A reader who has gone is no error here either.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> io::Result<()> {
+        match io::stdout().lock().write_all(bytes) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn json(&self, value: &serde_json::Value) {
         self.line(value);
     }

@@ -12,7 +12,7 @@ use spanfs::image::{
 };
 use spanfs::mounted::{MountStatus, Mounted, ShowError, ShowOptions, show};
 use spanfs_cache::{
-    Background as CacheBackground, Cache, CacheOptions, Image as Prefetch, ImageSpec,
+    Background as CacheBackground, Cache, CacheError, CacheOptions, Image as Prefetch, ImageSpec,
 };
 use spanfs_fetch::{Class, CredentialSource, ImageRef, ProxyOptions, RegistryOptions, Secret};
 use spanfs_layer::Digest;
@@ -47,18 +47,12 @@ impl Reached {
     ) -> Result<Self, Failure> {
         let attempted = || format!("finding the image {}", asked.image);
         let failed = |error: ImageError| image_failure(attempted(), &error);
-        let name: ImageRef = asked.image.parse().map_err(|error| {
-            Failure::caused(Code::Usage, attempted(), &error).advise(NAME_ADVICE)
-        })?;
-        let platform = match &asked.platform {
-            None => Platform::host(),
-            Some(text) => text.parse().map_err(|error| {
-                Failure::caused(Code::Usage, format!("reading the platform {text:?}"), &error)
-            })?,
-        };
-        let images = Images::start(images_options(reaching)).map_err(failed)?;
+        let (images, name) = start(&asked.image, reaching)?;
+        let wanted = asked.platform.as_deref().map(platform).transpose()?;
+        let platform = wanted.clone().unwrap_or_else(Platform::host);
         let (image, discovery) =
             images.find_indexed(&name, &platform, cache_dir).map_err(failed)?;
+        check_platform(wanted.as_ref(), &image).map_err(failed)?;
         if let Discovery::None { reason } = &discovery {
             tracing::info!(image = %name, reason, "no SOCI index");
         }
@@ -72,6 +66,35 @@ impl Reached {
         let images = Images::start(images_options(reaching)).map_err(failed)?;
         let (image, discovery) = pinned.open(&images).map_err(failed)?;
         Ok(Self { images, image, discovery, name: name.to_owned() })
+    }
+}
+
+/// What reaches images, and the name of one.
+pub(crate) fn start(name: &str, reaching: &Reaching) -> Result<(Images, ImageRef), Failure> {
+    let attempted = || format!("finding the image {name}");
+    let named: ImageRef = name
+        .parse()
+        .map_err(|error| Failure::caused(Code::Usage, attempted(), &error).advise(NAME_ADVICE))?;
+    let images = Images::start(images_options(reaching))
+        .map_err(|error| image_failure(attempted(), &error))?;
+    Ok((images, named))
+}
+
+pub(crate) fn platform(text: &str) -> Result<Platform, Failure> {
+    text.parse().map_err(|error| {
+        Failure::caused(Code::Usage, format!("reading the platform {text:?}"), &error)
+    })
+}
+
+/// A name may mean one image without saying for which platform; its config does.
+pub(crate) fn check_platform(wanted: Option<&Platform>, image: &Image) -> Result<(), ImageError> {
+    let found = &image.documents.config.platform;
+    match wanted {
+        Some(wanted) if wanted.preference(found).is_none() => {
+            let name = image.source.image();
+            Err(ImageError::NotFound(format!("{name} is for {found}, not for {wanted}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -250,6 +273,11 @@ impl Session {
         }
     }
 
+    /// Reads of an earlier start that are fetched first; 0 where none was recorded.
+    pub(crate) fn trace_runs(&self) -> usize {
+        self.prefetch.as_ref().map_or(0, |prefetch| prefetch.status().trace_runs)
+    }
+
     pub(crate) fn status(&self) -> Option<MountStatus> {
         self.mounted.as_ref().map(Mounted::status)
     }
@@ -342,6 +370,9 @@ pub(crate) fn image_failure(attempted: String, error: &ImageError) -> Failure {
     }
     let code = code_of(error.class());
     let failure = Failure::caused(code, attempted, error);
+    if is_of_disk(error) {
+        return failure.advise("give a directory of yours, with room, by --cache-dir");
+    }
     match code {
         Code::NotFound => failure.advise("check the name, the tag and --platform"),
         Code::Refused => {
@@ -349,6 +380,17 @@ pub(crate) fn image_failure(attempted: String, error: &ImageError) -> Failure {
         }
         Code::Corrupt => failure.advise("push the image again, or report it to who made it"),
         _ => failure.advise("check that the registry can be reached, and try again"),
+    }
+}
+
+/// True where the cache's directory is to blame, and no registry.
+fn is_of_disk(error: &ImageError) -> bool {
+    match error {
+        ImageError::Disk { .. } => true,
+        ImageError::Cache(error) => {
+            matches!(error, CacheError::Storage { .. } | CacheError::OtherFormat { .. })
+        }
+        _ => false,
     }
 }
 
@@ -365,7 +407,8 @@ fn show_failure(attempted: String, error: &ShowError) -> Failure {
     match error {
         ShowError::Image(error) => image_failure(attempted, error),
         ShowError::NoFront(_) => Failure::caused(Code::Failed, attempted, error).advise(
-            "run as root, or install fuse3 for fusermount3; spanfs cat needs no mount at all",
+            "leave --front out, run as root, or install fuse3 and open /dev/fuse to users for \
+             fusermount3; spanfs cat needs no mount at all",
         ),
         ShowError::Unprivileged => Failure::caused(Code::Refused, attempted, error)
             .advise("run as root, or use spanfs run, which is writable without root"),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rustix::process::geteuid;
 use spanfs_fetch::{Login, Secret};
 
-use crate::arguments::{Access, Keep};
+use crate::arguments::{Access, CacheDir, Keep};
 use crate::failure::{Code, Failure};
 
 /// Bytes that layers may take on disk: what a few large images need.
@@ -85,7 +85,7 @@ pub(crate) fn keeping(keep: &Keep, facts: &Facts) -> Result<Keeping, Failure> {
         (false, rate) => Background::Complete { bytes_per_second: rate.map(|rate| rate.0) },
     };
     Ok(Keeping {
-        cache_dir: cache_dir(keep.cache_dir.clone(), facts)?,
+        cache_dir: cache_dir(&keep.cache, facts)?,
         cache_bytes_max: keep.cache_size.map_or(CACHE_BYTES_MAX, |bytes| bytes.0),
         memory_bytes_max,
         background,
@@ -93,9 +93,9 @@ pub(crate) fn keeping(keep: &Keep, facts: &Facts) -> Result<Keeping, Failure> {
     })
 }
 
-fn cache_dir(chosen: Option<PathBuf>, facts: &Facts) -> Result<PathBuf, Failure> {
-    if let Some(chosen) = chosen {
-        return Ok(chosen);
+pub(crate) fn cache_dir(chosen: &CacheDir, facts: &Facts) -> Result<PathBuf, Failure> {
+    if let Some(chosen) = &chosen.cache_dir {
+        return Ok(chosen.clone());
     }
     if facts.is_root {
         return Ok("/var/cache/spanfs".into());
@@ -171,7 +171,7 @@ mod tests {
 
     fn keep() -> Keep {
         Keep {
-            cache_dir: None,
+            cache: CacheDir { cache_dir: None },
             cache_size: None,
             memory_limit: None,
             no_background: false,

@@ -105,7 +105,7 @@ fn an_indexed_image_is_found_to_be_so_again() {
     let built: serde_json::Value = serde_json::from_str(&success(&built)).unwrap();
     let report = success(&bench.run(&["--json", "inspect", &target]));
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-    assert_eq!(report["soci_index"]["digest"], built["index"]);
+    assert_eq!(report["soci_index"]["digest"], built["images"][0]["index"]);
     assert!(report["layers"].as_array().unwrap().iter().all(|it| it["ztoc"]["size"].is_u64()));
     let ready = bench.run(&["cat", &target, "/bin/ready"]);
     assert!(ready.stdout == bench.run(&["cat", &plain, "/bin/ready"]).stdout);
@@ -210,4 +210,39 @@ fn credentials_come_from_the_environment() {
     check_failure(&bench.run(&["inspect", &remote]), 4, "SPANFS_USERNAME");
     let mut command = bench.command(&["inspect", &remote]);
     success(&command.env("SPANFS_USERNAME", "u").env("SPANFS_PASSWORD", "p").output().unwrap());
+}
+
+#[test]
+fn help_pages_and_completions_know_every_command() {
+    let bench = Bench::new();
+    let help = success(&bench.run(&["--help"]));
+    let commands = help.split_once("Commands:").unwrap().1.split_once("Options:").unwrap().0;
+    let commands: Vec<&str> = commands
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(commands.len() > 10, "{commands:?}");
+    for code in
+        ["0  done", "1  failed", "2  the command", "3  not found", "4  refused", "5  corrupt"]
+    {
+        assert!(help.contains(code), "{code}");
+    }
+    let pages = bench.directory.path().join("man");
+    success(&bench.run(&["man", pages.to_str().unwrap()]));
+    for command in &commands {
+        let page = fs::read_to_string(pages.join(format!("spanfs-{command}.1"))).unwrap();
+        assert!(page.contains("SYNOPSIS"), "{command}: {page}");
+        assert!(success(&bench.run(&[command, "--help"])).contains("Usage:"), "{command}");
+    }
+    assert!(pages.join("spanfs-trace-export.1").exists());
+    assert!(success(&bench.run(&["man"])).contains("Exit codes"));
+    for shell in ["bash", "zsh", "fish"] {
+        let text = success(&bench.run(&["completions", shell]));
+        commands.iter().for_each(|command| assert!(text.contains(command), "{shell}: {command}"));
+    }
+    check_failure(&bench.run(&["nonsense"]), 2, "nonsense");
+    check_failure(&bench.run(&["mount", "a", "b", "--nonsense"]), 2, "--nonsense");
+    check_failure(&bench.run(&["status", "--log", "a=b=c"]), 2, "--log");
 }

@@ -278,7 +278,7 @@ fn index(reference: &str, format: &str, layer_size_min: &str) -> Digest {
         .env("SPANFS_USERNAME", "user")
         .env("SPANFS_PASSWORD", "secret");
     let said: Value = serde_json::from_str(&run(&mut command)).expect("JSON");
-    said["index"].as_str().expect("an index").parse().expect("a digest")
+    said["images"][0]["index"].as_str().expect("an index").parse().expect("a digest")
 }
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> Value {

@@ -1,36 +1,41 @@
 //! `spanfs completions` and `spanfs man`, both made from the definition of the command line.
 
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use clap::CommandFactory as _;
 
 use crate::arguments::{Arguments, Completions, Man};
 use crate::failure::Failure;
+use crate::output::Output;
 
-pub(crate) fn completions(arguments: &Completions) -> Result<(), Failure> {
+pub(crate) fn completions(arguments: &Completions, output: &Output) -> Result<(), Failure> {
     let mut text = Vec::new();
     clap_complete::generate(arguments.shell, &mut Arguments::command(), "spanfs", &mut text);
-    write(&text)
+    write(&text, output)
 }
 
-pub(crate) fn man(arguments: &Man) -> Result<(), Failure> {
+pub(crate) fn man(arguments: &Man, output: &Output) -> Result<(), Failure> {
     let command = Arguments::command();
     let Some(directory) = &arguments.directory else {
-        return write(&page(command, "writing the manual page")?);
+        return write(&page(command, "writing the manual page")?, output);
     };
     fs::create_dir_all(directory)
         .map_err(|error| Failure::io(format!("making {}", directory.display()), &error))?;
-    write_page(directory, "spanfs", command.clone())?;
-    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
-        let name = format!("spanfs-{}", subcommand.get_name());
-        write_page(directory, &name, subcommand.clone().name(leak(&name)))?;
-    }
-    Ok(())
+    write_pages(directory, "spanfs", command)
 }
 
-/// clap wants names that live for ever; there are ten, once per process.
+/// A command's page, and those of its subcommands.
+fn write_pages(directory: &Path, name: &str, command: clap::Command) -> Result<(), Failure> {
+    let shown = |it: &&clap::Command| !it.is_hide_set() && it.get_name() != "help";
+    for subcommand in command.get_subcommands().filter(shown) {
+        let name = format!("{name}-{}", subcommand.get_name());
+        write_pages(directory, &name, subcommand.clone())?;
+    }
+    write_page(directory, name, command.name(leak(name)))
+}
+
+/// clap wants names that live for ever; there are a dozen, once per process.
 fn leak(name: &str) -> &'static str {
     Box::leak(name.to_owned().into_boxed_str())
 }
@@ -50,12 +55,6 @@ fn page(command: clap::Command, attempted: &str) -> Result<Vec<u8>, Failure> {
     Ok(page)
 }
 
-fn write(text: &[u8]) -> Result<(), Failure> {
-    match io::stdout().lock().write_all(text) {
-        // Whoever reads through `head` has what he wanted.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::io("writing to stdout", &error))
-        }
-        _ => Ok(()),
-    }
+fn write(text: &[u8], output: &Output) -> Result<(), Failure> {
+    output.raw(text).map_err(|error| Failure::io("writing to stdout", &error))
 }

@@ -1,9 +1,10 @@
 //! `spanfs mount`: one process per mount, which lives as long as it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use rustix::process::geteuid;
 use serde_json::{Value, json};
@@ -182,7 +183,7 @@ fn serve(
         drop(fs::remove_file(runtime::pinned(directory)?));
     }
     // The answer over the socket is written by a thread that must not be cut off.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(50));
     drop(changes);
     result
 }
@@ -210,22 +211,52 @@ fn serve_socket(directory: &Path, events: Sender<Event>) -> std::io::Result<runt
 }
 
 /// Where a writable mount's changes go, until it ends.
-struct Changes(TempDir);
+struct Changes {
+    directory: TempDir,
+    /// Locked as long as its process lives.
+    _lock: File,
+}
+
+/// How the names of such directories begin.
+const CHANGES: &str = "changes-";
+/// A directory is locked within moments of being made.
+const LOCK_TIME_MAX: Duration = Duration::from_secs(60);
 
 impl Changes {
     fn make(cache_dir: &Path) -> Result<Self, Failure> {
         let attempted = format!("making a directory for changes in {}", cache_dir.display());
+        sweep_changes(cache_dir);
         let make = || {
-            let directory = tempfile::Builder::new().prefix("changes-").tempdir_in(cache_dir)?;
+            let directory = tempfile::Builder::new().prefix(CHANGES).tempdir_in(cache_dir)?;
+            let lock = File::open(directory.path())?;
+            lock.try_lock()?;
             fs::create_dir(directory.path().join("upper"))?;
             fs::create_dir(directory.path().join("work"))?;
-            Ok(Self(directory))
+            Ok(Self { directory, _lock: lock })
         };
         make().map_err(|error: std::io::Error| Failure::io(attempted, &error))
     }
 
     fn upper(&self) -> Upper {
-        Upper { upper: self.0.path().join("upper"), work: self.0.path().join("work") }
+        let directory = self.directory.path();
+        Upper { upper: directory.join("upper"), work: directory.join("work") }
+    }
+}
+
+/// Remove changes whose process was killed.
+fn sweep_changes(cache_dir: &Path) {
+    for entry in fs::read_dir(cache_dir).into_iter().flatten().flatten() {
+        let is_changes = entry.file_name().as_encoded_bytes().starts_with(CHANGES.as_bytes());
+        let made = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+        let age = made.and_then(|made| made.elapsed().ok()).unwrap_or_default();
+        if !is_changes || age < LOCK_TIME_MAX {
+            continue;
+        }
+        let path = entry.path();
+        let dead = File::open(&path).is_ok_and(|lock| lock.try_lock().is_ok());
+        if dead && let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(path = %path.display(), %error, "changes of a killed mount stay");
+        }
     }
 }
 
@@ -244,6 +275,7 @@ impl MountFacts {
             fields.insert("directory".into(), json!(self.directory));
             fields.insert("image".into(), json!(self.image));
             fields.insert("cache_dir".into(), json!(self.cache_dir));
+            fields.insert("trace_runs".into(), json!(session.trace_runs()));
             fields.insert("pid".into(), json!(std::process::id()));
         }
         report

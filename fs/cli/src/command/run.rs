@@ -9,13 +9,13 @@ use std::sync::mpsc::{Receiver, channel};
 
 use rustix::process::{Pid, kill_process};
 use spanfs_layer::oci::ImageConfig;
-use tempfile::TempDir;
 
 use crate::arguments::Run;
 use crate::enter::Program;
 use crate::failure::{Code, Failure};
 use crate::namespace::{self, Privilege};
 use crate::output::Output;
+use crate::runtime;
 use crate::session::{Mounting, Session};
 use crate::settings::{self, Facts};
 use crate::signals::{self, Signal};
@@ -29,16 +29,14 @@ pub(crate) fn run(arguments: &Run, output: &Output) -> Result<ExitCode, Failure>
     let facts = Facts::gather();
     let keeping = settings::keeping(&arguments.keep, &facts)?;
     let reaching = settings::reaching(&arguments.image.access, &facts)?;
-    let scratch =
-        Scratch::make().map_err(|error| Failure::io("making a scratch directory", &error))?;
+    let place = place()?;
     let privilege = namespace::enter().map_err(|error| {
         Failure::io(attempted(), &error).advise(
             "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
              kernel.apparmor_restrict_unprivileged_userns=0), or run as root",
         )
     })?;
-    let places =
-        Places::make(scratch.0.path()).map_err(|error| Failure::io(attempted(), &error))?;
+    let places = Places::make(&place).map_err(|error| Failure::io(attempted(), &error))?;
     let (sender, events) = channel();
     let orderly = signals::listen(sender).map_err(|error| Failure::io(attempted(), &error))?;
 
@@ -54,26 +52,19 @@ pub(crate) fn run(arguments: &Run, output: &Output) -> Result<ExitCode, Failure>
     let ended = namespace::detach(&root).map_err(|error| Failure::io(attempted(), &error));
     let ended = ended.and(session.end());
     drop(session);
-    drop(scratch);
     ended?;
     Ok(exit_code(status))
 }
 
-/// A directory for a run's tmpfs, gone with it, also when something fails on the way.
-struct Scratch(TempDir);
-
-impl Scratch {
-    fn make() -> io::Result<Self> {
-        tempfile::Builder::new().prefix("spanfs-run-").tempdir().map(Self)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Nothing is mounted there yet if the namespace was refused; then the directory is empty.
-        if let Err(error) = namespace::detach(self.0.path()) {
-            tracing::debug!(%error, "nothing to detach");
+/// The directory that every run mounts its tmpfs over, each in a namespace of its own: so none is left
+/// behind, however a run ends.
+fn place() -> Result<PathBuf, Failure> {
+    let place = runtime::directory()?.join("run");
+    match fs::create_dir(&place) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Failure::io(format!("making {}", place.display()), &error))
         }
+        _ => Ok(place),
     }
 }
 
@@ -87,10 +78,10 @@ struct Places {
 }
 
 impl Places {
-    fn make(scratch: &Path) -> io::Result<Self> {
-        namespace::mount_tmpfs(scratch)?;
+    fn make(place: &Path) -> io::Result<Self> {
+        namespace::mount_tmpfs(place)?;
         let directory = |name: &str| {
-            let path = scratch.join(name);
+            let path = place.join(name);
             fs::create_dir(&path).map(|()| path)
         };
         Ok(Self {

@@ -70,11 +70,16 @@ fn show(mount: &Value, output: &Output) {
         percent(&mount["spans_present"], &mount["span_count"]),
     ));
     output.line(format_args!("  cache     {}", text(&mount["cache_dir"])));
+    if let Some(runs) = mount["trace_runs"].as_u64().filter(|runs| *runs > 0) {
+        output.line(format_args!("  trace     {runs} reads of an earlier start are fetched first"));
+    }
     let latency = &mount["on_demand"];
     if latency["count"].as_u64().is_some_and(|count| count > 0) {
         output.line(format_args!(
-            "  waited    {} times, median {} ms, 99 % within {} ms",
-            latency["count"], latency["p50_ms"], latency["p99_ms"]
+            "  waited    {} reads, half of them at most {} ms, 99 % at most {} ms",
+            latency["count"],
+            millis(&latency["p50_ms"]),
+            millis(&latency["p99_ms"])
         ));
     }
     for layer in mount["layers"].as_array().into_iter().flatten() {
@@ -92,6 +97,10 @@ fn show(mount: &Value, output: &Output) {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
+}
+
+fn millis(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".to_owned(), |millis| format!("{millis:.1}"))
 }
 
 fn percent(part: &Value, whole: &Value) -> String {

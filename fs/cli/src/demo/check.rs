@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use spanfs_layer::{Algorithm, Digest, Hasher};
 
 use super::image::Expected;
-use super::start::Stages;
 use crate::failure::{Code, Failure};
+use crate::starts::Stages;
 
 const ATTEMPTED: &str = "checking every file of the mounted image";
 

@@ -5,10 +5,8 @@
 //! it, also on Ctrl-C.
 
 mod check;
-mod eager;
 mod image;
 mod programs;
-mod start;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use spanfs::image::Images;
-use spanfs::index::{IndexOptions, Source, build, publish, version_2};
+use spanfs::index::{IndexOptions, IndexedImage, Source, build, publish, version_2};
 use spanfs_fetch::ImageRef;
 use spanfs_layer::oci::Platform;
 use spanfs_registry::{Link, Registry};
@@ -30,11 +28,12 @@ use crate::quantity::Bytes;
 use crate::session::image_failure;
 use crate::settings::{self, Facts};
 use crate::signals;
+use crate::starts::{self, Stages, Started, Until};
 
 use image::Made;
-use start::Started;
 
 const ATTEMPTED: &str = "showing what spanfs is good for";
+const ROOM_ADVICE: &str = "set TMPDIR to a directory with more room, or make --size smaller";
 /// Repository of the embedded registry.
 const REPOSITORY: &str = "demo/programs";
 
@@ -76,8 +75,12 @@ fn with_made_image(
         .map_err(|error| Failure::io("making a layout", &error))
         .and_then(|()| {
             image::make(&layout, arguments.size.0, stop).map_err(|error| {
+                let advice = match &error {
+                    image::MakeError::Write { .. } => ROOM_ADVICE,
+                    _ => "spanfs demo --image REF takes any image",
+                };
                 Failure::caused(Code::Failed, "making an image of this machine", &error)
-                    .advise("spanfs demo --image REF takes any image")
+                    .advise(advice)
             })
         })?;
     output.note("building its zTOCs and SOCI index …");
@@ -140,9 +143,10 @@ fn add_index(layout: &Path, stop: &AtomicBool) -> Result<(), Failure> {
     };
     let refused = |error| Failure::caused(Code::Failed, attempted(), &error);
     let outcomes = build(&layers, &options, stop, &|_, _| {}).map_err(refused)?;
-    let artifacts = version_2(&image, &outcomes, &options).map_err(refused)?;
-    let target = images.source(&name("indexed")).map_err(failed)?;
-    publish(&images, &image, &artifacts, &target).map_err(failed)
+    let indexed = [IndexedImage { image, outcomes }];
+    let artifacts = version_2(&indexed, &options).map_err(refused)?;
+    let place = |tag: &str| images.source(&name(tag)).map_err(failed);
+    publish(&images, &place("plain")?, &indexed, &artifacts, &place("indexed")?).map_err(failed)
 }
 
 /// Start the image both ways, and say what it took.
@@ -161,16 +165,19 @@ fn compare(
         platform: None,
         access: arguments.access.clone(),
     };
-    let stages = start::Stages {
+    let stages = Stages {
         asked: &asked,
         command: &arguments.command,
         directory,
         registry: made.map(|(_, registry)| registry),
+        // The figures are to show what a start needs, not what idle time adds.
+        background: false,
+        until: Until::End,
         stop,
         output,
     };
-    let eager = eager::start(&stages, &reaching)?;
-    let lazy = start::mount_and_start(&stages, eager.compressed_bytes)?;
+    let eager = starts::download_and_start(&stages, &reaching)?;
+    let lazy = starts::mount_and_start(&stages, "mount and start", eager.compressed_bytes)?;
     let checked = match made {
         Some((made, _)) => Some(check::check(&stages, &made.contents)?),
         None => None,

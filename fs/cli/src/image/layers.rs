@@ -341,6 +341,7 @@ fn known(
     let blob = image.source.blob(descriptor)?;
     let known = KnownLayer { diff_id: Some(diff_id), blob, ztoc_digest: digest };
     let Some(layer) = cache.known_layer(known)? else { return Ok(None) };
+    shelf.touch(&digest);
     let blob = named.map(|named| image.source.blob(named)).transpose()?;
     Ok(Some(spanned(descriptor, layer, Toc::new(digest, shelf.clone(), blob, None), how)))
 }

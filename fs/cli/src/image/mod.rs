@@ -18,7 +18,7 @@ use spanfs_fetch::{
     RegistryOptions, ResolvedImage, Source, SourceOptions,
 };
 use spanfs_layer::Digest;
-use spanfs_layer::oci::{Descriptor, Platform};
+use spanfs_layer::oci::{Descriptor, Document, Platform};
 use tokio::runtime::Runtime;
 
 use early::Early;
@@ -29,7 +29,7 @@ use crate::later::Later;
 pub use error::ImageError;
 pub use layers::{How, LayerSource, Layers, OpenLayer, Pull, Ztoc};
 pub use pinned::Pinned;
-pub(crate) use shelf::replace;
+pub(crate) use shelf::{replace, touch};
 pub use soci::{Discovery, Search};
 pub use whole::{ReadError, read_whole};
 
@@ -101,6 +101,24 @@ impl Images {
         let source = self.source(name)?;
         let documents = self.runtime.block_on(source.resolve(platform))?;
         Ok(Image { source, documents, early: Early::default() })
+    }
+
+    /// Platforms that a name has images for; none where it names a single image.
+    pub fn platforms(&self, name: &ImageRef) -> Result<Vec<Platform>, ImageError> {
+        let raw = self.runtime.block_on(self.source(name)?.named())?;
+        let document = Document::parse(&raw.media_type, &raw.bytes)
+            .map_err(|error| ImageError::Corrupt(format!("manifest {}: {error}", raw.digest)))?;
+        let Document::Index(index) = document else { return Ok(Vec::new()) };
+        let mut platforms: Vec<Platform> = Vec::new();
+        for entry in index.manifests.iter().filter(|entry| entry.artifact_type.is_empty()) {
+            let Some(platform) = entry.platform.as_ref().filter(|it| !it.is_unknown()) else {
+                continue;
+            };
+            if !platforms.iter().any(|known| known.matches(platform)) {
+                platforms.push(platform.clone());
+            }
+        }
+        Ok(platforms)
     }
 
     /// Find an image and its SOCI index, in as few round trips as it takes.

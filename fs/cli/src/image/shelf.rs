@@ -30,12 +30,18 @@ impl Shelf {
 
     /// Whether a zTOC is here, sound or not.
     pub(crate) fn has(&self, digest: &Digest) -> bool {
-        self.ztocs.join(digest.hex().to_string()).exists()
+        self.path(digest).exists()
+    }
+
+    /// A zTOC is in use, so that the cache's quota leaves it.
+    pub(crate) fn touch(&self, digest: &Digest) {
+        touch(&self.path(digest));
     }
 
     /// A zTOC that is here and sound.
     pub(crate) fn ztoc(&self, digest: &Digest) -> Option<Arc<[u8]>> {
-        let bytes = fs::read(self.ztocs.join(digest.hex().to_string())).ok()?;
+        let bytes = fs::read(self.path(digest)).ok()?;
+        self.touch(digest);
         let sound = Digest::of(&bytes) == *digest;
         if !sound {
             tracing::warn!(%digest, "a kept zTOC is damaged and not used");
@@ -45,7 +51,10 @@ impl Shelf {
 
     /// Digest of the zTOC that an earlier pass over a layer has left.
     pub(crate) fn digest_of_layer(&self, layer: &Digest) -> Option<Digest> {
-        fs::read_to_string(self.of_layer(layer)).ok()?.trim().parse().ok()
+        let note = self.of_layer(layer);
+        let digest = fs::read_to_string(&note).ok()?.trim().parse().ok();
+        touch(&note);
+        digest
     }
 
     /// That zTOC itself.
@@ -56,15 +65,14 @@ impl Shelf {
 
     /// Keep a zTOC. A disk that refuses costs the next start, not this one.
     pub(crate) fn keep(&self, digest: &Digest, bytes: &[u8]) {
-        let path = self.ztocs.join(digest.hex().to_string());
-        if let Err(error) = replace(&path, bytes) {
+        if let Err(error) = replace(&self.path(digest), bytes) {
             tracing::warn!(%digest, %error, "the zTOC is not kept");
         }
     }
 
     /// The same, if it is not there.
     pub(crate) fn keep_missing(&self, digest: &Digest, bytes: &[u8]) {
-        if !self.ztocs.join(digest.hex().to_string()).exists() {
+        if !self.has(digest) {
             self.keep(digest, bytes);
         }
     }
@@ -105,12 +113,25 @@ impl Shelf {
         }
     }
 
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.ztocs.join(digest.hex().to_string())
+    }
+
     fn notes(&self) -> PathBuf {
         self.ztocs.join("of-layer")
     }
 
     fn of_layer(&self, layer: &Digest) -> PathBuf {
         self.notes().join(layer.hex().to_string())
+    }
+}
+
+/// Say that a file was used just now.
+pub(crate) fn touch(path: &Path) {
+    let now = std::time::SystemTime::now();
+    let touched = fs::File::options().append(true).open(path).and_then(|it| it.set_modified(now));
+    if let Err(error) = touched {
+        tracing::debug!(path = %path.display(), %error, "not noted as used");
     }
 }
 

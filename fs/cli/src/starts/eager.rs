@@ -17,7 +17,7 @@ use spanfs_fetch::Priority;
 use spanfs_layer::UncompressedOffset;
 use spanfs_layer::oci::Descriptor;
 
-use super::start::{Stages, Started, wait};
+use super::{Stages, Started, wait};
 use crate::enter::Program;
 use crate::failure::{Code, Failure};
 use crate::output::Bar;
@@ -27,7 +27,10 @@ use crate::settings::Reaching;
 const ATTEMPTED: &str = "downloading and unpacking the image";
 const DOWNLOADS: usize = 3;
 
-pub(super) fn start(stages: &Stages<'_>, reaching: &Reaching) -> Result<Started, Failure> {
+pub(crate) fn download_and_start(
+    stages: &Stages<'_>,
+    reaching: &Reaching,
+) -> Result<Started, Failure> {
     if let Some(registry) = stages.registry {
         registry.reset_stats();
     }
