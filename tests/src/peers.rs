@@ -83,6 +83,8 @@ fn free_port() -> u16 {
 pub struct Guarded {
     /// Certificate and key files.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// With it: authority whose certificates clients must have.
+    pub client_ca: Option<PathBuf>,
     /// htpasswd file (bcrypt).
     pub htpasswd: Option<PathBuf>,
     /// Token realm and the certificate that signs tokens.
@@ -109,10 +111,13 @@ impl DockerRegistry {
             dir.path().join("data").display()
         );
         if let Some((certificate, key)) = &guarded.tls {
+            let clients = guarded.client_ca.as_ref();
+            let clients = clients.map(|ca| format!(", clientcas: [{}]", ca.display()));
             config += &format!(
-                "  tls: {{certificate: {}, key: {}}}\n",
+                "  tls: {{certificate: {}, key: {}{}}}\n",
                 certificate.display(),
-                key.display()
+                key.display(),
+                clients.unwrap_or_default()
             );
         }
         if let Some(htpasswd) = &guarded.htpasswd {

@@ -1,158 +1,18 @@
 //! What goes wrong between a mount and its registry: the reader gets the right bytes or an error,
 //! within its deadline, and the mount goes on.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use spanfs_layer::Digest;
-use spanfs_registry::{Fault, Faults, Nth, Redirect, Registry, Rule};
+use spanfs_registry::{Auth, Bearer, Credentials, Fault, Faults, Nth, Redirect, Registry, Rule};
 
-use crate::peers::{able, run};
+use crate::node::{self, Node, REPOSITORY};
+use crate::peers::able;
 use crate::scratch::Scratch;
-use crate::trees::{self, Seen, look};
+use crate::trees::{self, look};
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// No reader waits longer than this for bytes or an error, whatever the registry does.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
-
-/// An image of one layer with many spans, its index, and a registry that can be made to fail.
-pub(crate) struct Node {
-    pub(crate) registry: Registry,
-    pub(crate) scratch: Scratch,
-    image: String,
-    layer: Digest,
-    expected: BTreeMap<PathBuf, Seen>,
-}
-
-impl Node {
-    pub(crate) fn new() -> Self {
-        Self::with(Registry::builder().start().expect("registry"))
-    }
-
-    fn with(registry: Registry) -> Self {
-        let scratch = Scratch::new();
-        let tree = scratch.path("tree");
-        make_tree(&tree);
-        let layer = put_image(&registry, &scratch, &tree);
-        let image = registry.reference("faults", "indexed");
-        let plain = registry.reference("faults", "plain");
-        run(scratch
-            .spanfs()
-            .args(["index", "--min-layer-size", "0", "--span-size", "256K"])
-            .args(["--output", &image, &plain]));
-        registry.reset_stats();
-        let expected = look(&tree);
-        Self { registry, scratch, image, layer, expected }
-    }
-
-    pub(crate) fn mount(&self, options: &[&str]) -> PathBuf {
-        self.scratch.mount(&self.image, options)
-    }
-
-    fn try_mount(&self) -> Output {
-        let root = self.scratch.path("mnt");
-        fs::create_dir_all(&root).expect("directory");
-        let mut command = self.scratch.spanfs();
-        command.arg("mount").arg(&self.image).arg(&root).output().expect("spanfs starts")
-    }
-
-    /// Everything that the mount process said so far.
-    fn log(&self) -> String {
-        let status = self.scratch.status_of(&self.scratch.path("mnt"));
-        let pid = status["mounts"][0]["pid"].as_i64().expect("pid of the mount");
-        fs::read_to_string(format!("/proc/{pid}/fd/2")).expect("log of the mount")
-    }
-
-    fn manifest(&self, tag: &str) -> (Digest, Value) {
-        let tags = self.registry.tags("faults");
-        let (_, digest) = tags.iter().find(|(name, _)| name == tag).expect("a tag that was pushed");
-        let bytes = self.registry.manifest("faults", digest).expect("manifest");
-        (*digest, serde_json::from_slice(&bytes).expect("JSON"))
-    }
-
-    /// The converted image: its index of images, the image, its SOCI index, the zTOC.
-    fn documents(&self) -> Documents {
-        let at = |value: &Value| -> Digest {
-            value["digest"].as_str().expect("digest").parse().expect("digest")
-        };
-        let read = |digest: &Digest| -> Value {
-            let bytes = self.registry.manifest("faults", digest).expect("manifest");
-            serde_json::from_slice(&bytes).expect("JSON")
-        };
-        let (top, index) = self.manifest("indexed");
-        let is_soci =
-            |entry: &&Value| entry["artifactType"].as_str().is_some_and(|t| t.contains("soci"));
-        let entries = index["manifests"].as_array().expect("entries");
-        let soci = at(entries.iter().find(is_soci).expect("a SOCI index"));
-        let image = at(entries.iter().find(|entry| !is_soci(entry)).expect("an image"));
-        let config = at(&read(&image)["config"]);
-        let ztoc = at(&read(&soci)["layers"][0]);
-        Documents { top, image, config, soci, ztoc }
-    }
-}
-
-struct Documents {
-    top: Digest,
-    image: Digest,
-    config: Digest,
-    soci: Digest,
-    ztoc: Digest,
-}
-
-/// Files of every size around a span's; half of their bytes can be compressed.
-fn make_tree(tree: &Path) {
-    fs::create_dir_all(tree.join("data")).expect("directory");
-    let mut state = 0x5eed_u64;
-    for number in 0..40_usize {
-        let len = 1 + number * 9_973;
-        let bytes: Vec<u8> = (0..len)
-            .map(|at| {
-                state =
-                    state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-                if at % 128 < 64 { b'=' } else { (state >> 56) as u8 }
-            })
-            .collect();
-        fs::write(tree.join(format!("data/{number:02}")), bytes).expect("write");
-    }
-    run(Command::new("touch").args(["--date=@1700000000"]).arg(tree.join("data")));
-}
-
-pub(crate) fn put_image(registry: &Registry, scratch: &Scratch, tree: &Path) -> Digest {
-    let tar = scratch.path("layer.tar");
-    run(Command::new("tar")
-        .arg("-C")
-        .arg(tree)
-        .args(["--format=pax", "--sort=name", "-cf"])
-        .arg(&tar)
-        .arg("."));
-    let diff_id = Digest::of(&fs::read(&tar).expect("tar"));
-    run(Command::new("gzip").args(["-n", "-6"]).arg(&tar));
-    let blob = fs::read(scratch.path("layer.tar.gz")).expect("blob");
-    let size = blob.len();
-    let layer = registry.put_blob("faults", blob).expect("layer");
-    let config = json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
-        "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff_id.to_string()]},
-    })
-    .to_string();
-    let config_size = config.len();
-    let config = registry.put_blob("faults", config).expect("config");
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": MANIFEST,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": config.to_string(), "size": config_size},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-            "digest": layer.to_string(), "size": size}],
-    });
-    registry
-        .put_manifest("faults", Some("plain"), MANIFEST, manifest.to_string())
-        .expect("manifest");
-    layer
-}
 
 #[test]
 fn faults_that_pass_cost_time_alone() {
@@ -316,4 +176,91 @@ fn documents_that_are_missing_or_changed_are_named() {
             node.scratch.forget();
         }
     }
+}
+
+#[test]
+fn mirrors_that_are_dead_or_lie_are_left_for_the_next() {
+    if !able(&[], true) {
+        return;
+    }
+    let node = Node::new();
+    // The same image, byte for byte.
+    let mirror = Registry::builder().start().expect("registry");
+    node::put_image(&mirror, "plain", &[&node.scratch.path("layer.tar")]);
+    node::index(&mirror, &node.scratch, "plain", "indexed");
+    assert_eq!(mirror.tags(REPOSITORY), node.registry.tags(REPOSITORY));
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+    let dead = dead.expect("a port that nobody listens at");
+    let host = node.registry.addr().to_string();
+    let hosts = node.scratch.path("hosts");
+    fs::create_dir_all(hosts.join(&host)).expect("directory");
+    let toml = format!(
+        "server = \"http://{host}\"\n[host.\"http://{dead}\"]\n[host.\"http://{}\"]\n",
+        mirror.addr()
+    );
+    fs::write(hosts.join(&host).join("hosts.toml"), toml).expect("write");
+    let hosts = hosts.to_str().expect("text").to_owned();
+    let blob = format!("/blobs/{}", node.layer);
+    for (name, fault) in [
+        ("sound", None),
+        ("lying", Some(Fault::Flip { at: 100 })),
+        ("broken", Some(Fault::Status(500))),
+        ("without the blob", Some(Fault::Status(404))),
+        ("forbidden", Some(Fault::Status(403))),
+    ] {
+        mirror.reset_stats();
+        node.registry.reset_stats();
+        let rules = fault.clone().map(|fault| Rule::get(blob.clone(), Nth::Every, fault));
+        mirror.set_faults(Faults::script(rules));
+        let start = Instant::now();
+        let root = node.mount(&["--hosts-dir", &hosts]);
+        trees::assert_same(&node.expected, &look(&root));
+        assert!(start.elapsed() < ANSWER_MAX, "{name}: {:?}", start.elapsed());
+        node.scratch.umount();
+        node.scratch.forget();
+        assert!(mirror.stats().bytes_sent > 0, "{name}: the mirror was never asked");
+        let origin = node.registry.stats().bytes_sent;
+        assert_eq!(
+            origin > 1 << 20,
+            fault.is_some(),
+            "{name}: {origin} bytes came from the origin"
+        );
+    }
+}
+
+#[test]
+fn tokens_that_die_are_renewed_while_somebody_reads() {
+    if !able(&[], true) {
+        return;
+    }
+    let bearer =
+        Bearer { lifetime: Duration::from_secs(1), ..Bearer::new(Credentials::new("u", "p")) };
+    let registry = Registry::builder().auth(Auth::Bearer(bearer)).start().expect("registry");
+    let scratch = Scratch::new();
+    let auth = serde_json::json!({"auths": {registry.addr().to_string(): {"auth": "dTpw"}}});
+    fs::create_dir_all(scratch.path("docker")).expect("directory");
+    fs::write(scratch.path("docker/config.json"), auth.to_string()).expect("write");
+    let node = Node::with(registry, scratch);
+    let root = node.mount(&["--no-background"]);
+    for number in 0..8 {
+        fs::read(root.join(format!("data/{:02}", number * 5))).expect("a token that lives");
+        match number % 2 {
+            0 => node.registry.revoke_tokens(),
+            _ => std::thread::sleep(Duration::from_millis(600)),
+        }
+    }
+    trees::assert_same(&node.expected, &look(&root));
+    // With the login gone too, what is here stays, and what is not is an error.
+    node.scratch.umount();
+    node.scratch.forget();
+    let root = node.mount(&["--no-background"]);
+    fs::read(root.join("data/01")).expect("a token that lives");
+    fs::remove_file(node.scratch.path("docker/config.json")).expect("remove");
+    node.registry.set_faults(Faults::script([Rule::get("/token", Nth::Every, Fault::Status(401))]));
+    node.registry.revoke_tokens();
+    let start = Instant::now();
+    fs::read(root.join("data/39")).expect_err("nobody lets us in");
+    assert!(start.elapsed() < ANSWER_MAX, "{:?}", start.elapsed());
+    fs::read(root.join("data/01")).expect("what is here");
+    node.scratch.umount();
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use spanfs_registry::Registry;
 
-use crate::faults::put_image;
+use crate::node::put_tree;
 use crate::peers::{able, run};
 use crate::scratch::Scratch;
 
@@ -73,7 +73,7 @@ fn a_small_control_group_makes_reads_slow_and_not_wrong() {
     for (number, content) in contents.iter().enumerate() {
         fs::write(tree.join(number.to_string()), content).expect("write");
     }
-    put_image(&registry, &scratch, &tree);
+    put_tree(&registry, &scratch, &tree);
     let (plain, image) =
         (registry.reference("faults", "plain"), registry.reference("faults", "v2"));
     run(scratch.spanfs().args(["index", "--span-size", "1M", "--output", &image, &plain]));

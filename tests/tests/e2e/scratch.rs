@@ -1,9 +1,11 @@
 //! Where one test keeps its things.
 
+use std::ffi::CStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -67,6 +69,26 @@ impl Drop for Scratch {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         if mounts.contains(root.to_str().expect("text")) {
             let _ = self.spanfs().arg("umount").arg(&root).status();
+        }
+    }
+}
+
+/// A disk that is soon full, gone with this value.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `options` as tmpfs has them: `size=8m`.
+    pub(crate) fn mount(at: &Path, options: &CStr) -> Self {
+        fs::create_dir_all(at).expect("directory");
+        mount(c"tmpfs", at, c"tmpfs", MountFlags::empty(), options).expect("tmpfs");
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("{} stays mounted: {error}", self.0.display());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::Advice;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::faults::Node;
+use crate::node::Node;
 use crate::peers::{able, run};
 use crate::scratch::Scratch;
 
