@@ -24,10 +24,38 @@ pub struct Changes {
 
 /// The difference between what was read first and what is read now.
 pub fn changes(old: &RawConfig, new: &RawConfig) -> Changes {
-    let table = |raw| Table::try_from(raw).expect("settings are texts, numbers, lists and tables");
     let mut changes = Changes::default();
     compare(&table(old), &table(new), "", &mut changes);
     changes
+}
+
+/// Settings in force after a reload: what is live as it is read now, all else as it was.
+pub fn taken(old: &RawConfig, new: &RawConfig) -> RawConfig {
+    let mut settings = table(old);
+    take(&mut settings, &table(new), "");
+    settings.try_into().expect("both were settings")
+}
+
+fn table(raw: &RawConfig) -> Table {
+    Table::try_from(raw).expect("settings are texts, numbers, lists and tables")
+}
+
+fn is_live(path: &str) -> bool {
+    let is_below = |rest: &str| rest.is_empty() || rest.starts_with('.');
+    LIVE.iter().any(|live| path.strip_prefix(live).is_some_and(is_below))
+}
+
+fn take(old: &mut Table, new: &Table, path: &str) {
+    let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    old.retain(|key, _| new.contains_key(key) || !is_live(&join(key)));
+    for (key, value) in new {
+        let path = join(key);
+        match (old.get_mut(key), value) {
+            _ if is_live(&path) => drop(old.insert(key.clone(), value.clone())),
+            (Some(Value::Table(old)), Value::Table(new)) => take(old, new, &path),
+            _ => {}
+        }
+    }
 }
 
 fn compare(old: &Table, new: &Table, path: &str, changes: &mut Changes) {
@@ -38,8 +66,7 @@ fn compare(old: &Table, new: &Table, path: &str, changes: &mut Changes) {
             continue;
         }
         let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        let is_below = |rest: &str| rest.is_empty() || rest.starts_with('.');
-        let is_live = LIVE.iter().any(|live| path.strip_prefix(live).is_some_and(is_below));
+        let is_live = is_live(&path);
         match (old, new) {
             (Some(Value::Table(old)), Some(Value::Table(new))) => compare(old, new, &path, changes),
             _ if is_live => changes.live.push(path),
@@ -67,6 +94,9 @@ mod tests {
             ["pull_modes.soci_v1.enable", "resolver.host.r.example", "snapshotter.min_layer_size"]
         );
         assert_eq!(found.later, ["mount_timeout_sec"]);
+        let now = taken(&old, &new);
+        assert!(changes(&now, &new).live.is_empty(), "what is live was taken");
+        assert_eq!(changes(&now, &new).later, ["mount_timeout_sec"]);
         let back = changes(&new, &old);
         assert_eq!((back.live.len(), back.later.len()), (3, 1), "{back:?}");
     }

@@ -6,7 +6,7 @@ use parking_lot::RwLock;
 
 use super::flags::ConfigFile;
 use super::log::chain;
-use crate::config::reload::changes;
+use crate::config::reload::{changes, taken};
 use crate::config::{Config, RawConfig};
 use crate::snapshotter::Snapshotter;
 
@@ -52,9 +52,7 @@ impl Current {
             tracing::warn!(key, "a changed setting takes effect with the next start");
         }
         tracing::info!(file = %path, changed = changes.live.join(" "), "settings reloaded");
-        // Those that wait are compared with what runs, also the next time.
-        if changes.later.is_empty() {
-            *self.raw.write() = config.raw;
-        }
+        let mut raw = self.raw.write();
+        *raw = taken(&raw, &config.raw);
     }
 }
