@@ -284,7 +284,7 @@ fn old_keys_are_warned_of_and_accepted() {
 
 #[test]
 fn a_dump_says_the_same_again() {
-    let text = "debug = true\n[[resolver.host.'r.example:5000'.mirrors]]\nhost = 'https://a'\n\
+    let text = "no_prometheus = true\n[[resolver.host.'r.example:5000'.mirrors]]\nhost = 'https://a'\n\
                 [[resolver.host.'r.example:5000'.mirrors]]\nhost = 'https://b'\n\
                 [http]\nMaxRetries = 3\n[spanfs.overlay]\nmount_options = ['a', \"it's\"]";
     for text in ["", text] {

@@ -304,7 +304,7 @@ users:
         assert!(wrong(good.replace("user: u,", "user: v,")).contains("no user \"v\""));
         assert!(wrong(good.replace("current-context: node", "")).contains("no context \"\""));
         assert!(wrong(good.replace("cluster: c,", "cluster: d,")).contains("no cluster \"d\""));
-        assert!(wrong(good.replace("Q0E=", "!")).contains("is not base64"));
+        assert!(wrong(good.replace("Q0E=", "no-base64")).contains("is not base64"));
         let broken = wrong(good.replace("token: hush", "token: [hush"));
         assert!(!broken.contains("hush"), "{broken}");
     }

@@ -155,6 +155,6 @@ mod tests {
         let told = secrets.handle(event("BOOKMARK", secret("", ""))).unwrap();
         assert_eq!(told, Told::Version("7".to_owned()));
         assert_eq!(secrets.handle(event("ERROR", serde_json::json!({}))).unwrap(), Told::Gone);
-        assert!(secrets.handle(event("ADDED", serde_json::json!([]))).is_err());
+        assert!(secrets.handle(event("ADDED", serde_json::json!("text"))).is_err());
     }
 }

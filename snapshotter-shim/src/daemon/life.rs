@@ -52,7 +52,7 @@ pub fn run(flags: &Flags, config: &Config) -> anyhow::Result<()> {
         let kubernetes = settings.kubeconfig.clone().map(Kubernetes::start);
         credentials::sources(kubernetes, keychain.as_ref(), providers(settings)?)
     };
-    let snapshotter = Arc::new(open(flags, settings, &environment)?);
+    let snapshotter = Arc::new(open(flags, settings, environment)?);
     let outcome = runtime.block_on(serve(flags, config, Arc::clone(&snapshotter), keychain));
     runtime.shutdown_timeout(STOP_TIMEOUT);
     // As the peer: asked by hand it takes its mounts along, told by a supervisor it leaves them.
@@ -86,7 +86,7 @@ enum Told {
 fn open(
     flags: &Flags,
     settings: &Settings,
-    environment: &Environment,
+    mut environment: Environment,
 ) -> anyhow::Result<Snapshotter> {
     let work = flags.root.join("snapshotter");
     std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
@@ -95,10 +95,11 @@ fn open(
         tracing::debug!("snapshotter is supported");
     }
     let options = overlay_support::options(&work, &settings.overlay_options);
+    environment.userxattr = options.iter().any(|option| option == "userxattr");
     raise_file_limit();
     let holding = holding(flags);
     let start = |snapshots: &Path| {
-        Layers::start(&flags.root, snapshots, settings, environment, holding.clone())
+        Layers::start(&flags.root, snapshots, settings, &environment, holding.clone())
     };
     Snapshotter::open_with(&flags.root, options, start)
         .with_context(|| format!("opening the snapshots of {}", flags.root.display()))

@@ -25,6 +25,8 @@ pub struct Environment {
     pub no_proxy: Option<String>,
     /// Docker's `config.json`; it need not exist.
     pub docker_config: Option<PathBuf>,
+    /// Overlay mounts here keep their marks in `user.` attributes, as user namespaces want it.
+    pub userxattr: bool,
     /// Further sources of logins, in their order.
     pub lookups: Vec<CredentialLookup>,
 }
@@ -43,6 +45,7 @@ impl Environment {
             https_proxy: either("HTTPS_PROXY"),
             no_proxy: either("NO_PROXY"),
             docker_config: docker.or(home).map(|directory| directory.join("config.json")),
+            userxattr: false,
             lookups: Vec::new(),
         }
     }

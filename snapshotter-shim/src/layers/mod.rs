@@ -40,6 +40,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use spanfs::image::Images;
 use spanfs_cache::{Background, Cache, CacheOptions};
+use spanfs_layer::tree::OpaqueXattr;
 use spanfs_mount::hold::Holding;
 use spanfs_mount::policy::{self, Choice, Front};
 use spanfs_mount::probe::Facts;
@@ -73,6 +74,8 @@ pub struct Layers {
     /// What an earlier process showed, and nobody has gone on with yet.
     inheritance: Inheritance,
     front: Choice,
+    /// How inodes say that a directory hides what lies below.
+    opaque_xattr: OpaqueXattr,
     /// Layers that come whole are unpacked.
     unpacks: bool,
     background: Background,
@@ -147,6 +150,10 @@ impl Layers {
             mounter,
             inheritance,
             front,
+            opaque_xattr: match environment.userxattr {
+                true => OpaqueXattr::User,
+                false => OpaqueXattr::Trusted,
+            },
             unpacks,
             background,
             live: RwLock::new(Live::of(settings)),

@@ -231,7 +231,8 @@ impl Layers {
     }
 
     fn mount_inodes(&self, place: &Place, open: &OpenLayer) -> Result<Mount, LayerError> {
-        let tree = Arc::new(open.tree(TreeOptions::default())?);
+        let options = TreeOptions { opaque_xattr: self.opaque_xattr, ..TreeOptions::default() };
+        let tree = Arc::new(open.tree(options)?);
         let content = || vec![(open.descriptor.digest.to_string(), Arc::clone(&open.content))];
         let adopt = |old| self.mounter.adopt_inodes(old, Arc::clone(&tree), content());
         if let Some(mount) = self.go_on(place, adopt) {
