@@ -1,4 +1,4 @@
-//! Memory that requests of one mount travel through: a memfd, so that another process can keep it.
+//! Memory that requests of one mount travel through: a memfd, which another process could keep.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,9 +15,9 @@ use crate::transport::uring::envelope::HEADERS_LEN;
 const HEADERS_ROOM: usize = 4096;
 const SLOT_LEN: usize = HEADERS_ROOM + READ_LEN_MAX;
 
-/// Where memory is put if nothing lies there: the kernel keeps the addresses of a slot that a dead
-/// process registered, so whoever takes over must find them free. Nothing else of a process lies
-/// around 16 TiB.
+/// Where memory is put if nothing lies there. The kernel keeps the addresses that a slot was registered
+/// with, so a process that is to take over (none does yet) must find them free; nothing else of a
+/// process lies around 16 TiB.
 const PLACE: usize = 0x1000_0000_0000;
 
 /// The slots of a mount, each with the `owner` that they belong to. Pages that no request needed
