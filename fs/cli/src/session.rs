@@ -52,7 +52,7 @@ impl Reached {
         let platform = wanted.clone().unwrap_or_else(Platform::host);
         let (image, discovery) =
             images.find_indexed(&name, &platform, cache_dir).map_err(failed)?;
-        check_platform(wanted.as_ref(), &image).map_err(failed)?;
+        check_platform(wanted.as_ref(), &image).map_err(|error| failed(*error))?;
         if let Discovery::None { reason } = &discovery {
             tracing::info!(image = %name, reason, "no SOCI index");
         }
@@ -87,12 +87,16 @@ pub(crate) fn platform(text: &str) -> Result<Platform, Failure> {
 }
 
 /// A name may mean one image without saying for which platform; its config does.
-pub(crate) fn check_platform(wanted: Option<&Platform>, image: &Image) -> Result<(), ImageError> {
+pub(crate) fn check_platform(
+    wanted: Option<&Platform>,
+    image: &Image,
+) -> Result<(), Box<ImageError>> {
     let found = &image.documents.config.platform;
     match wanted {
         Some(wanted) if wanted.preference(found).is_none() => {
             let name = image.source.image();
-            Err(ImageError::NotFound(format!("{name} is for {found}, not for {wanted}")))
+            let text = format!("{name} is for {found}, not for {wanted}");
+            Err(Box::new(ImageError::NotFound(text)))
         }
         _ => Ok(()),
     }

@@ -40,8 +40,8 @@ fn assert_nothing_left(tmp: &Path, when: &str) {
 /// A process that was told of a path.
 fn process_at(place: &str) -> Option<String> {
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
-    let told = processes.filter_map(|it| fs::read_to_string(it.path().join("cmdline")).ok());
-    told.filter(|told| told.contains("spanfs") && told.contains(place)).next()
+    let mut told = processes.filter_map(|it| fs::read_to_string(it.path().join("cmdline")).ok());
+    told.find(|told| told.contains("spanfs") && told.contains(place))
 }
 
 #[test]

@@ -54,7 +54,8 @@ fn ztocs_that_are_none_are_refused_by_name() {
         ztoc.compressed_size += 1;
         ztoc.encode()
     };
-    let cases: [(&str, &dyn Fn(Vec<u8>) -> Vec<u8>); 5] = [
+    type Edit<'a> = &'a dyn Fn(Vec<u8>) -> Vec<u8>;
+    let cases: [(&str, Edit<'_>); 5] = [
         ("empty", &|_| Vec::new()),
         ("garbage", &|bytes| bytes.iter().map(|byte| byte ^ 0x5a).collect()),
         ("half", &half),
@@ -200,7 +201,8 @@ fn damaged_files_of_the_cache_cost_time_alone() {
     fill();
     let files = files(&node.scratch.path("cache"));
     assert!(files.len() > 5, "a cache of {files:?}");
-    let damages: [(&str, fn(&Path)); 4] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
         ("emptied", |path| fs::write(path, []).expect("write")),
         ("halved", |path| {
             let file = fs::File::options().write(true).open(path).expect("open");

@@ -84,7 +84,7 @@ fn find(images: &Images, name: &ImageRef, arguments: &Index) -> Result<Vec<Image
     for platform in wanted {
         let host = Platform::host();
         let image = images.find(name, platform.as_ref().unwrap_or(&host)).map_err(failed)?;
-        check_platform(platform.as_ref(), &image).map_err(failed)?;
+        check_platform(platform.as_ref(), &image).map_err(|error| failed(*error))?;
         let digest = image.documents.descriptor.digest;
         if found.iter().all(|known| known.documents.descriptor.digest != digest) {
             found.push(image);

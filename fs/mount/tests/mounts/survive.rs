@@ -249,7 +249,7 @@ fn killed_again_and_again_readers_see_a_pause() {
         false => (KILL_EVERY, KILLS),
         true => (SOAK_KILL_EVERY, (SOAK.as_secs() / SOAK_KILL_EVERY.as_secs()) as u32),
     };
-    for number in 0..SERVED.len() {
+    for (number, _) in SERVED.iter().enumerate() {
         let scratch = Scratch::new();
         let at = scratch.directory("at");
         let mut server = Server::start(number, &scratch);
@@ -274,7 +274,7 @@ fn restarted_in_good_order_readers_see_a_pause() {
     if !may_mount("planned_restart") {
         return;
     }
-    for number in 0..SERVED.len() {
+    for (number, _) in SERVED.iter().enumerate() {
         let scratch = Scratch::new();
         let at = scratch.directory("at");
         let mut server = Server::start(number, &scratch);
@@ -317,7 +317,7 @@ fn a_killed_holder_costs_nothing_and_is_replaced() {
     if !may_mount("killed_holder") {
         return;
     }
-    for number in 0..SERVED.len() {
+    for (number, _) in SERVED.iter().enumerate() {
         let scratch = Scratch::new();
         let at = scratch.directory("at");
         let mut server = Server::start(number, &scratch);
@@ -351,7 +351,7 @@ fn both_killed_readers_get_errors_and_the_next_start_cleans() {
     if !may_mount("both_killed") {
         return;
     }
-    for number in 0..SERVED.len() {
+    for (number, _) in SERVED.iter().enumerate() {
         let scratch = Scratch::new();
         let at = scratch.directory("at");
         let server = Server::start(number, &scratch);
