@@ -48,6 +48,12 @@ impl KnownLayer {
         }
     }
 
+    /// Whether its zTOC was swept away since it was looked up: its image was removed, and comes back.
+    fn is_gone(&self, directory: &Path) -> bool {
+        let is_swept = |ztoc| !Ztoc::is_kept(directory, ztoc);
+        self.ztoc.is_some_and(|ztoc| self.bytes.lock().is_none() && is_swept(ztoc))
+    }
+
     /// It is on the disk for good: free the memory.
     pub(super) fn forget_bytes(&self) {
         *self.bytes.lock() = None;
@@ -109,6 +115,21 @@ impl Catalog {
     pub(super) fn find(&self, request: &Request, modes: &PullModes) -> Lookup {
         let repository = format!("{}/{}", request.image.host(), request.image.repository());
         let key = Key { repository, manifest: request.manifest, index: request.index };
+        let lookup = self.find_once(&key, request, modes);
+        let is_gone = |known: &Known| {
+            let wanted = known.layers.iter().find(|it| it.descriptor.digest == request.layer);
+            wanted.is_some_and(|layer| layer.is_gone(&self.directory))
+        };
+        match &lookup {
+            Ok(known) if is_gone(known) => {
+                self.looked_up.forget(&key);
+                self.find_once(&key, request, modes)
+            }
+            _ => lookup,
+        }
+    }
+
+    fn find_once(&self, key: &Key, request: &Request, modes: &PullModes) -> Lookup {
         let (images, directory) = (Arc::clone(&self.images), self.directory.clone());
         let needs_index = modes.parallel.as_ref().is_none_or(|it| it.is_fallback);
         let search = needs_index.then_some(Search {
@@ -124,7 +145,7 @@ impl Catalog {
             found.map(Arc::new).map_err(|error| chain(&error))
         };
         let ended = Err("looking the image up came to no end".to_owned());
-        match self.looked_up.get(&key, self.at_most, ended, work) {
+        match self.looked_up.get(key, self.at_most, ended, work) {
             Ok(lookup) => lookup,
             Err(reason @ NoOutcome::Late(_)) => Err(format!("looking the image up: {reason}")),
             Err(reason) => Err(format!("the image is not looked up: {reason}")),

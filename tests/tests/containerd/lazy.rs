@@ -13,6 +13,7 @@ use crate::versions::{Version, on_each_containerd};
 on_each_containerd!(
     changes_on_lazy_layers_come_back,
     container_starts_before_its_layer_is_there,
+    image_that_comes_back_is_lazy_again,
     index_of_version_1_is_found_by_referrers,
     index_of_version_1_is_found_by_tag,
     index_is_named_by_a_label,
@@ -88,6 +89,20 @@ fn container_starts_before_its_layer_is_there(version: Version) {
     ctr.remove(&ctr.images());
     assert_eq!(node.mounts(), before, "every mount is gone with the image");
     assert!(node.directories().is_empty(), "{:?}", node.directories());
+}
+
+/// What was known of an image is still known when it is pulled again; its zTOCs went with it.
+fn image_that_comes_back_is_lazy_again(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let (reference, _) = image().push_indexed(&registry, "test/again", "v2");
+    let node = Node::start(&Setup::of(version));
+    for _ in 0..2 {
+        pull_by_cri(&node, &reference);
+        assert_lazy(&node, 2);
+        let ctr = node.within("k8s.io");
+        ctr.remove(&ctr.images());
+        assert_lazy(&node, 0);
+    }
 }
 
 /// A container's changes as a layer on layers that were never fetched, pushed to where these are.

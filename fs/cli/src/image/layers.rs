@@ -310,6 +310,11 @@ impl Ztoc {
         Ok(bytes.map(|bytes| Self { digest, bytes, how: How::Kept }))
     }
 
+    /// Whether one is kept below `directory`, sound or not.
+    pub fn is_kept(directory: &Path, digest: Digest) -> bool {
+        Shelf::open(directory).is_ok_and(|shelf| shelf.has(&digest))
+    }
+
     /// Keep it below `directory`, unless it is there.
     pub fn keep(&self, directory: &Path) -> Result<(), ImageError> {
         Shelf::open(directory)?.keep_missing(&self.digest, &self.bytes);
