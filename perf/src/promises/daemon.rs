@@ -315,7 +315,8 @@ impl Pull {
         let read =
             |digest: &Digest| fs::read(layout.join("blobs/sha256").join(digest.hex().to_string()));
         let index = Index::parse(&fs::read(layout.join("index.json"))?)?;
-        let mut digest = index.manifests.first().context("an empty layout")?.digest;
+        // What was made on the way stands before what has the tag.
+        let mut digest = index.manifests.last().context("an empty layout")?.digest;
         while let Ok(index) = Index::parse(&read(&digest)?)
             && let Some(next) = index.select(&Platform::host())
         {
