@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use spanfs_layer::UncompressedOffset;
 
 use crate::crc::Crc32;
@@ -72,7 +74,18 @@ impl LayerFile {
     pub(crate) fn write(&self, at: UncompressedOffset, bytes: &[u8]) -> io::Result<()> {
         let end = at.0.checked_add(bytes.len() as u64);
         assert!(end.is_some_and(|end| end <= self.len), "span at {at} lies beyond the layer file");
+        self.reserve(at.0, bytes.len() as u64)?;
         self.file.write_all_at(bytes, at.0)
+    }
+
+    /// Have the filesystem find room for all of a span at once: block by block, as it writes, that
+    /// costs ext4 more than copying the bytes. A filesystem that can't do without.
+    fn reserve(&self, at: u64, len: u64) -> io::Result<()> {
+        let reserved = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, len);
+        match reserved {
+            Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Read exactly `buffer` bytes at `at`, which the caller knows to be there.

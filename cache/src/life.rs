@@ -1,12 +1,12 @@
 //! Where each span of a layer stands: one table of moves, readable without a lock.
 //!
 //! ```text
-//!              ask                match              keep
-//!   absent ──────────▶ asked ──────────▶ verified ──────────▶ in file / in memory
-//!     ▲                 ▲ │                  │                        │
-//!     │     check       │ │ believe          │ fail                   │ evict (memory)
-//!     │   claimed ──────┘ └─▶ in file        ▼                        ▼
-//!     └───────────────────────────────── (absent) ◀───────────────────┘
+//!              ask             match              inflate           keep
+//!   absent ─────────▶ asked ──────────▶ verified ──────────▶ fresh ─────────▶ in file / in memory
+//!     ▲                ▲ │                  │                  │                   │
+//!     │     check      │ │ believe          │ fail             │ fail              │ evict (memory)
+//!     │   claimed ─────┘ └─▶ in file        ▼                  ▼                   ▼
+//!     └──────────────────────────────── (absent) ◀───────────────────────────── (absent)
 //! ```
 //!
 //! *Claimed* spans stand in the journal of an earlier run; they are believed only after the
@@ -30,6 +30,8 @@ pub(crate) enum Life {
     InFile,
     /// Readable from the memory tier, because the disk refused it.
     InMemory,
+    /// Readable from where it was inflated to, while it is being written to the layer file.
+    Fresh,
 }
 
 /// What happens to a span.
@@ -43,9 +45,11 @@ pub(crate) enum Event {
     Believe,
     /// The compressed bytes have the promised digest.
     Match,
-    /// Inflated, written and recorded.
+    /// Inflated.
+    Inflate,
+    /// Written and recorded.
     KeepInFile,
-    /// Inflated and put into the memory tier.
+    /// Put into the memory tier.
     KeepInMemory,
     /// It could not be had.
     Fail,
@@ -63,9 +67,10 @@ impl Life {
             (Self::Absent | Self::Claimed, Event::Ask) => Some(Self::Asked),
             (Self::Asked, Event::Believe) => Some(Self::InFile),
             (Self::Asked, Event::Match) => Some(Self::Verified),
-            (Self::Verified, Event::KeepInFile) => Some(Self::InFile),
-            (Self::Verified, Event::KeepInMemory) => Some(Self::InMemory),
-            (Self::Asked | Self::Verified, Event::Fail) => Some(Self::Absent),
+            (Self::Verified, Event::Inflate) => Some(Self::Fresh),
+            (Self::Fresh, Event::KeepInFile) => Some(Self::InFile),
+            (Self::Fresh, Event::KeepInMemory) => Some(Self::InMemory),
+            (Self::Asked | Self::Verified | Self::Fresh, Event::Fail) => Some(Self::Absent),
             (Self::InMemory, Event::Evict) => Some(Self::Absent),
             (Self::InFile | Self::Claimed, Event::Lose) => Some(Self::Absent),
             _ => None,
@@ -79,8 +84,14 @@ impl Life {
             3 => Self::Verified,
             4 => Self::InFile,
             5 => Self::InMemory,
+            6 => Self::Fresh,
             _ => Self::Absent,
         }
+    }
+
+    /// Whether its bytes can be read.
+    pub(crate) fn is_readable(self) -> bool {
+        matches!(self, Self::Fresh | Self::InFile | Self::InMemory)
     }
 }
 
@@ -150,25 +161,26 @@ mod tests {
             let reached = events.iter().try_fold(Absent, |life, event| life.next(*event));
             assert_eq!(reached, end, "{events:?}");
         };
-        check(&[Ask, Match, KeepInFile], Some(InFile));
-        check(&[Ask, Match, KeepInMemory, Evict, Ask], Some(Asked));
+        check(&[Ask, Match, Inflate, KeepInFile], Some(InFile));
+        check(&[Ask, Match, Inflate, KeepInMemory, Evict, Ask], Some(Asked));
         check(&[Claim, Ask, Believe], Some(InFile));
-        check(&[Claim, Ask, Match, KeepInFile], Some(InFile));
+        check(&[Claim, Ask, Match, Inflate, KeepInFile], Some(InFile));
         check(&[Ask, Fail, Ask, Match, Fail], Some(Absent));
+        check(&[Ask, Match, Inflate, Fail], Some(Absent));
         check(&[Ask, Ask], None);
         check(&[Match], None);
         check(&[Ask, KeepInFile], None);
+        check(&[Ask, Match, KeepInFile], None);
         check(&[Claim, Believe], None);
-        check(&[Ask, Match, KeepInFile, Evict], None);
-        check(&[Ask, Match, KeepInFile, Fail], None);
-        check(&[Ask, Match, KeepInFile, Lose, Ask], Some(Asked));
+        check(&[Ask, Match, Inflate, KeepInFile, Evict], None);
+        check(&[Ask, Match, Inflate, KeepInFile, Fail], None);
+        check(&[Ask, Match, Inflate, KeepInFile, Lose, Ask], Some(Asked));
     }
 
     #[test]
     fn every_state_survives_its_byte() {
-        for life in
-            [Life::Absent, Life::Claimed, Life::Asked, Life::Verified, Life::InFile, Life::InMemory]
-        {
+        use Life::*;
+        for life in [Absent, Claimed, Asked, Verified, Fresh, InFile, InMemory] {
             assert_eq!(Life::from_byte(life as u8), life);
         }
     }
@@ -182,7 +194,7 @@ mod tests {
     #[test]
     fn counts_what_is_in_the_file() {
         let lives = Lives::new(3);
-        for event in [Event::Ask, Event::Match, Event::KeepInFile] {
+        for event in [Event::Ask, Event::Match, Event::Inflate, Event::KeepInFile] {
             lives.advance(1, event);
         }
         assert_eq!(lives.in_file(), 1);

@@ -20,6 +20,14 @@ const BUFFERS_MAX: usize = 64;
 /// Smaller buffers come cheaply from the allocator.
 const BUFFER_LEN_MIN: usize = 64 << 10;
 
+/// Larger buffers have a multiple of this, so that they serve all wants of about their length: those
+/// of one layer's spans.
+const BUFFER_STEP: usize = 256 << 10;
+
+/// Room behind the bytes wanted: whoever decodes them where they lie appends an end to them, and a
+/// buffer that must grow for that is copied whole.
+const SPARE: usize = 64;
+
 impl BufferPool {
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self { bytes_max, free: Mutex::new(Vec::new()) }
@@ -28,7 +36,8 @@ impl BufferPool {
     /// A buffer of exactly `len` bytes with unspecified content.
     pub(crate) fn take(&self, len: usize) -> Vec<u8> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |buffer: &&Vec<u8>| buffer.capacity() >= len && buffer.capacity() / 4 <= len;
+        let fits =
+            |buffer: &&Vec<u8>| buffer.capacity() >= len + SPARE && buffer.capacity() / 4 <= len;
         let best = free.iter().filter(fits).map(Vec::capacity).min();
         let index = free.iter().position(|buffer| Some(buffer.capacity()) == best);
         let recycled = index.map(|index| free.swap_remove(index));
@@ -38,7 +47,12 @@ impl BufferPool {
                 buffer.resize(len, 0);
                 buffer
             }
-            None => vec![0; len],
+            None if len < BUFFER_LEN_MIN => vec![0; len],
+            None => {
+                let mut fresh = vec![0; (len + SPARE).next_multiple_of(BUFFER_STEP)];
+                fresh.truncate(len);
+                fresh
+            }
         }
     }
 

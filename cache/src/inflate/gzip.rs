@@ -16,7 +16,7 @@ pub(super) struct Gzip {
 
 impl Gzip {
     /// Decode the span at `bytes[headroom..]`. What the fast decoder refuses, for whatever reason,
-    /// the streaming one judges.
+    /// the streaming one judges. The second value is the memory of `bytes`.
     pub(super) fn inflate(
         &mut self,
         bytes: Vec<u8>,
@@ -24,16 +24,16 @@ impl Gzip {
         edges: Edges<'_>,
         wanted: Wanted,
         buffers: &Buffers,
-    ) -> Result<Output, InflateFault> {
+    ) -> (Result<Output, InflateFault>, Vec<u8>) {
         let (bytes, headroom) = match Splice::new(bytes, headroom, edges) {
             Err(bytes) => (bytes, headroom),
-            Ok(splice) => match self.whole(&splice, edges.end, wanted, buffers)? {
-                Some(output) => return Ok(output),
+            Ok(splice) => match self.whole(&splice, edges.end, wanted, buffers).transpose() {
+                Some(output) => return (output, splice.into_data().0),
                 None => splice.into_data(),
             },
         };
         let data = bytes.get(headroom..).unwrap_or_default();
-        self.streamed(data, edges, wanted, buffers)
+        (self.streamed(data, edges, wanted, buffers), bytes)
     }
 
     /// Decode by libdeflate, one call a member. `None` where that doesn't work out.

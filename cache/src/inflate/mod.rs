@@ -55,6 +55,8 @@ pub struct InflatedSpan {
     content: Range<usize>,
     span_len: usize,
     home: Option<Arc<Buffers>>,
+    /// Memory of the compressed bytes.
+    spent: Vec<u8>,
 }
 
 impl InflatedSpan {
@@ -82,6 +84,11 @@ impl InflatedSpan {
     /// the last span. No file needs it; the diffID covers it.
     pub fn tail(&self) -> &[u8] {
         self.bytes_and_tail().get(self.span_len..).unwrap_or_default()
+    }
+
+    /// Memory of the compressed bytes, for whoever fetched them; empty where they are the output.
+    pub fn take_spent(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.spent)
     }
 
     /// Both, as they stand in the layer from [`Self::start`] on.
@@ -163,27 +170,29 @@ impl Decoder {
         let start = span.uncompressed.start;
         let fail = |fault| InflateError { layer, number, fault };
         let wanted = wanted(span.uncompressed, span.restart, end, compressed_len).map_err(fail)?;
-        let (output, home) = match span.restart {
+        let home = Some(self.buffers.clone());
+        let (output, home, spent) = match span.restart {
             Restart::Stored => {
                 let len = bytes.len() - headroom;
-                (Output { buffer: bytes, skip: headroom, len }, None)
+                (Output { buffer: bytes, skip: headroom, len }, None, Vec::new())
             }
             Restart::Deflate { bits, .. } => {
                 let window = window.filter(|_| start.0 > 0);
                 let edges = Edges { bits, end, window };
-                let output = self.gzip.inflate(bytes, headroom, edges, wanted, &self.buffers);
-                (output.map_err(fail)?, Some(self.buffers.clone()))
+                let (output, spent) =
+                    self.gzip.inflate(bytes, headroom, edges, wanted, &self.buffers);
+                (output.map_err(fail)?, home, spent)
             }
             Restart::ZstdFrame => {
                 let data = bytes.get(headroom..).unwrap_or_default();
                 let output = self.zstd.inflate(data, wanted, &self.buffers);
-                (output.map_err(fail)?, Some(self.buffers.clone()))
+                (output.map_err(fail)?, home, bytes)
             }
         };
         wanted.check(output.len).map_err(fail)?;
         let content = output.skip..output.skip + output.len;
-        let span_len = wanted.span_len;
-        Ok(InflatedSpan { layer, number, start, buffer: output.buffer, content, span_len, home })
+        let (buffer, span_len) = (output.buffer, wanted.span_len);
+        Ok(InflatedSpan { layer, number, start, buffer, content, span_len, home, spent })
     }
 }
 

@@ -9,7 +9,7 @@ use spanfs_fetch::{FetchError, Fetched, Priority, Ticket, Want};
 
 use crate::ReadError;
 use crate::gather::Gather;
-use crate::inflate::HEADROOM;
+use crate::inflate::{HEADROOM, InflatedSpan};
 use crate::life::{Event, Life};
 use crate::works::Asked;
 
@@ -23,6 +23,8 @@ pub(super) struct Shards([Mutex<Shard>; SHARD_COUNT]);
 struct Shard {
     /// Spans under way.
     pending: HashMap<u32, Pending>,
+    /// Spans that are inflated and being written: at most one a decoding thread.
+    fresh: HashMap<u32, Arc<InflatedSpan>>,
     /// Spans that failed late, with the error, until when it is given at once.
     late: HashMap<u32, (Instant, ReadError)>,
 }
@@ -110,7 +112,7 @@ impl Layer {
     ) -> Wanted {
         let mut shard = self.shards.of(span).lock();
         match self.lives.of(span) {
-            Life::InFile | Life::InMemory => {
+            Life::Fresh | Life::InFile | Life::InMemory => {
                 drop(shard);
                 if let Some(waiter) = waiter {
                     waiter.done(&Ok(()));
@@ -230,10 +232,27 @@ impl Layer {
         pending.corrupt_count < CORRUPT_COUNT_MAX
     }
 
+    /// A span can be read: told to everybody who waits. What becomes of it is settled afterwards.
+    pub(super) fn show(&self, span: usize, inflated: &Arc<InflatedSpan>) {
+        let mut shard = self.shards.of(span).lock();
+        shard.fresh.insert(span as u32, Arc::clone(inflated));
+        self.lives.advance(span, Event::Inflate);
+        let pending = shard.pending.get_mut(&(span as u32));
+        let waiters = pending.map(|pending| std::mem::take(&mut pending.waiters));
+        drop(shard);
+        waiters.into_iter().flatten().for_each(|waiter| waiter.done(&Ok(())));
+    }
+
+    /// A span that is being written; `None` once that is over.
+    pub(super) fn fresh(&self, span: usize) -> Option<Arc<InflatedSpan>> {
+        self.shards.of(span).lock().fresh.get(&(span as u32)).cloned()
+    }
+
     /// A span came to its end, by its last event or an error: told to everybody who waits.
     pub(crate) fn settle(&self, span: usize, result: Result<Event, ReadError>) {
         let mut shard = self.shards.of(span).lock();
         let pending = shard.pending.remove(&(span as u32));
+        shard.fresh.remove(&(span as u32));
         if let (Some(pending), Err(error)) = (&pending, &result) {
             shard.note_late(span, pending.since, error);
         }

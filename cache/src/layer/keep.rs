@@ -1,6 +1,7 @@
 //! A span's way from fetched bytes into the layer file, or into memory where the disk refuses it.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -83,11 +84,15 @@ impl Layer {
             ReadError::Storage(format!("span {span} of layer {}: {error}", self.digest))
         })?;
         let window = window.flatten();
-        let inflated = decoder.inflate(verified, window.as_deref()).map_err(|error| {
+        let mut inflated = decoder.inflate(verified, window.as_deref()).map_err(|error| {
             // The compressed bytes are right, so what was said about them is wrong.
             self.condemn(error.to_string());
             ReadError::Corrupt(error.to_string())
         })?;
+        self.blob.recycle(inflated.take_spent());
+        let inflated = Arc::new(inflated);
+        // Readers need not wait for the disk.
+        self.show(span, &inflated);
         self.keep(&inflated)
     }
 

@@ -176,7 +176,10 @@ impl Layer {
     /// Copy from spans of which some stand in memory; `false` if one of them is gone.
     fn read_mixed(&self, at: UncompressedOffset, buffer: &mut [u8]) -> bool {
         let end = UncompressedOffset(at.0 + buffer.len() as u64);
-        buffer.fill(0);
+        // Behind the last span comes padding.
+        let covered = self.table.uncompressed_len().saturating_sub(at.0);
+        let covered = usize::try_from(covered).unwrap_or(usize::MAX).min(buffer.len());
+        buffer.get_mut(covered..).unwrap_or_default().fill(0);
         for number in self.table.covering(at..end) {
             let Some(span) = self.table.spans().get(number) else { continue };
             let start = span.uncompressed.start.max(at);
@@ -184,6 +187,13 @@ impl Layer {
             let to = (start.0 - at.0) as usize..(stop.0 - at.0) as usize;
             let to = buffer.get_mut(to).unwrap_or_default();
             match self.lives.of(number) {
+                Life::Fresh => {
+                    let from = (start.0 - span.uncompressed.start.0) as usize;
+                    // Gone: it was written meanwhile, as a rule.
+                    let Some(span) = self.fresh(number) else { return self.read_mixed(at, buffer) };
+                    let Some(bytes) = span.bytes().get(from..from + to.len()) else { return false };
+                    to.copy_from_slice(bytes);
+                }
                 Life::InFile if self.read_file(start, to).is_ok() => {}
                 Life::InMemory => {
                     let from = (start.0 - span.uncompressed.start.0) as usize;
@@ -240,7 +250,7 @@ impl Content for Layer {
         for span in spans.clone() {
             match self.lives.of(span) {
                 Life::InFile => {}
-                Life::InMemory => in_memory = true,
+                Life::Fresh | Life::InMemory => in_memory = true,
                 _ => return Ok(None),
             }
         }
@@ -260,8 +270,7 @@ impl Content for Layer {
             return reply(Err(error));
         }
         let spans = self.table.covering(range);
-        let readable = |span| matches!(self.lives.of(span), Life::InFile | Life::InMemory);
-        if spans.clone().all(readable) {
+        if spans.clone().all(|span| self.lives.of(span).is_readable()) {
             return reply(Ok(()));
         }
         let waiting = self.works.wait_on_demand();

@@ -51,3 +51,30 @@ fn a_layer_file_cut_under_us_is_replaced_by_memory() {
     assert!(layer.complete_file().is_none());
     assert!(layer.status().disk_error.is_some());
 }
+
+/// Whoever waits is answered from where a span was inflated, before anybody tries to keep it.
+#[test]
+fn a_span_that_can_be_kept_nowhere_is_read_once() {
+    let Some(disk) = Tmpfs::new(c"size=64k") else { return };
+    let place = Place::with_memory(disk.path(), 0);
+    let bytes = (0..40 * SPAN).map(|at| (at / 7) as u8).collect();
+    // Late enough for the reply to come from where the span was inflated.
+    let blob = TestBlob::with_delay(bytes, Duration::from_millis(20));
+    let test = TestLayer::of(blob, SPAN, 0);
+    let layer = test.open(&place);
+    for span in 0..40 {
+        let at = UncompressedOffset((span * SPAN) as u64);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let reader = layer.clone();
+        let reply = move |result: Result<(), ReadError>| {
+            let mut buffer = vec![0; SPAN];
+            let found = result.and_then(|()| reader.read_present(at, &mut buffer));
+            drop(sender.send(found.map(|len| (len, buffer))));
+        };
+        layer.fill(at..UncompressedOffset(at.0 + SPAN as u64), Box::new(reply));
+        let (len, bytes) = receiver.recv_timeout(crate::testing::PATIENCE).unwrap().unwrap();
+        assert_eq!(len, Some(SPAN));
+        assert!(bytes == test.content()[span * SPAN..][..SPAN], "span {span}");
+    }
+    assert!(layer.status().spans_present < 16, "the disk has no room for them");
+}
