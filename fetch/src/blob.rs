@@ -59,6 +59,10 @@ pub trait Blob: Send + Sync {
     /// Start getting a range. Never blocks; bounded by the engine's budget, not by the caller.
     fn want(&self, want: Want) -> Ticket;
 
+    /// Say that much of it will be wanted soon: connections to where it is may be opened meanwhile.
+    /// Never waits.
+    fn prepare(&self) {}
+
     /// Give back the memory of a [`Fetched`] that is done with, so that later wants need no fresh
     /// pages: they cost more than all the rest of a transfer. Optional.
     fn recycle(&self, _bytes: Vec<u8>) {}

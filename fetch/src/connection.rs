@@ -57,6 +57,8 @@ pub(crate) struct Connection {
     filled: Vec<Segment>,
     request: Vec<u8>,
     job: Expectation,
+    /// Proxy and TLS have been agreed on, or are being.
+    greeted: bool,
     answered: bool,
     moved: u64,
     pace: Pace,
@@ -122,6 +124,7 @@ impl Connection {
             filled: Vec::new(),
             request: Vec::new(),
             job: Expectation::default(),
+            greeted: false,
             answered: false,
             moved: 0,
             pace: Pace::new(limits, now),
@@ -129,7 +132,7 @@ impl Connection {
     }
 
     /// Make a request. The connection is new, or its last exchange left it reusable.
-    pub(crate) fn begin(&mut self, job: Job, fresh: bool, now: Instant) {
+    pub(crate) fn begin(&mut self, job: Job, now: Instant) {
         let ranged = (!job.whole).then_some(&job.range);
         let request = http::request(&job.target, ranged);
         self.target = job.target;
@@ -141,7 +144,7 @@ impl Connection {
         self.pace.restart(now);
         let begun = request.and_then(|request| {
             self.request = request;
-            if fresh { self.greet() } else { self.send_request() }
+            if self.greeted { self.send_request() } else { self.greet() }
         });
         if let Err(failure) = begun {
             self.state = State::Done(Err(failure));
@@ -307,6 +310,7 @@ impl Connection {
 
     /// First words on a new socket.
     fn greet(&mut self) -> Result<(), Failure> {
+        self.greeted = true;
         if let Some((authority, authorization)) = &self.target.connect {
             self.out = http::connect_request(authority, authorization.as_deref());
             self.state = State::Proxy;

@@ -27,6 +27,9 @@ pub(crate) struct Driver {
     pool: Arc<BufferPool>,
     mailbox: Arc<Mailbox>,
     counters: Arc<Counters>,
+    /// Where connections are to be opened before there is a request.
+    ahead: Vec<Arc<Target>>,
+    connections_max: usize,
 }
 
 struct Source {
@@ -55,6 +58,8 @@ impl Driver {
         counters: Arc<Counters>,
     ) -> Self {
         Self {
+            ahead: Vec::new(),
+            connections_max: options.connections_max,
             plan: Plan::new(options),
             blobs: BTreeMap::new(),
             wants: BTreeMap::new(),
@@ -93,6 +98,8 @@ impl Driver {
             Command::Located { blob, generation, result } => {
                 self.located(blob, generation, result, now);
             }
+            Command::Prepare { blob } => self.prepare(blob),
+            Command::Prepared { target } => self.ahead.push(target),
             Command::Close { blob } => self.plan.handle_close(blob),
         }
     }
@@ -123,6 +130,9 @@ impl Driver {
     pub(crate) fn pump(&mut self, mover: &mut dyn Mover, now: Instant) {
         if self.plan.poll_timeout().is_some_and(|at| at <= now) {
             self.plan.handle_timeout(now);
+        }
+        for target in self.ahead.drain(..) {
+            mover.open_ahead(&target, self.connections_max);
         }
         while let Some(action) = self.plan.poll_action(now) {
             match action {
@@ -245,6 +255,20 @@ impl Driver {
             let host = source.target.as_ref().map_or("", |target| target.host.as_str());
             tracing::debug!(digest = %source.digest, host, "request failed: {}", failure.message);
         }
+    }
+
+    /// Ask where the blob is. The plan asks for itself when it has a request; the locator answers that
+    /// out of its memory.
+    fn prepare(&self, id: BlobId) {
+        let Some(source) = self.blobs.get(&id) else { return };
+        let mailbox = Arc::clone(&self.mailbox);
+        let reply = move |result: Result<Target, LocateError>| {
+            // Why it is not to be had is told to whoever wants bytes.
+            if let Ok(target) = result {
+                mailbox.send(Command::Prepared { target: Arc::new(target) });
+            }
+        };
+        source.locate.locate(None, Box::new(reply));
     }
 
     fn locate(&mut self, id: BlobId, generation: u64, failure: Option<Failure>) {

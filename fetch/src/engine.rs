@@ -289,6 +289,10 @@ impl Blob for EngineBlob {
         ticket
     }
 
+    fn prepare(&self) {
+        self.mailbox.send(Command::Prepare { blob: self.id });
+    }
+
     fn recycle(&self, bytes: Vec<u8>) {
         self.pool.give(bytes);
     }

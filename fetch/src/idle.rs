@@ -34,6 +34,11 @@ impl<C> Idle<C> {
         self.kept.push((target, now, connection));
     }
 
+    /// Connections that would serve the target.
+    pub(crate) fn count(&self, target: &Target) -> usize {
+        self.kept.iter().filter(|(other, _, _)| same_peer(other, target)).count()
+    }
+
     /// When the oldest is too old.
     pub(crate) fn expires_at(&self) -> Option<Instant> {
         self.kept.first().map(|&(_, since, _)| since + IDLE_MAX)

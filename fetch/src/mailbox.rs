@@ -38,6 +38,14 @@ pub(crate) enum Command {
         generation: u64,
         result: Result<Target, LocateError>,
     },
+    /// Much of the blob will be wanted soon.
+    Prepare {
+        blob: BlobId,
+    },
+    /// Where it would be wanted from.
+    Prepared {
+        target: Arc<Target>,
+    },
     Close {
         blob: BlobId,
     },

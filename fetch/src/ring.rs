@@ -14,6 +14,7 @@ use crate::mailbox::Mailbox;
 use crate::plan::{Failure, FailureKind, TransferId};
 use crate::stats::Counters;
 use crate::sys::{Completion, Op, OpId, Ring};
+use crate::target::Target;
 use crate::transfer::{Event, Job, Mover, Supply};
 
 /// No wait is longer, so that no mistake in a deadline lasts.
@@ -24,6 +25,9 @@ const POKE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Token of the wake-up; transfers count from 1.
 const WAKE: u64 = 0;
+
+/// Bit that tells connections opened ahead, which have no transfer, from transfers.
+const AHEAD: u64 = 1 << 63;
 
 /// How the shell treats its connections.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +54,7 @@ pub(crate) fn run(
         counters,
         options,
         now: Instant::now(),
+        ahead_next: 0,
     };
     shell.ring.submit(WAKE, Op::Wake { event: Arc::clone(&event), count: Box::new([0; 8]) });
     let mut completions = Vec::new();
@@ -97,6 +102,7 @@ struct Shell {
     counters: Arc<Counters>,
     options: ShellOptions,
     now: Instant,
+    ahead_next: u64,
 }
 
 /// A transfer under way.
@@ -112,7 +118,8 @@ struct Live {
 
 enum Phase {
     /// Trying the target's addresses, from this index on; the request waits.
-    Connecting { index: usize, until: Instant, job: Job },
+    /// Without a request the connection is opened ahead, and idle once it is there.
+    Connecting { index: usize, until: Instant, job: Option<Job> },
     /// Connected; on a connection that had served before, or a new one.
     Connected { socket: Arc<OwnedFd>, reused: bool },
 }
@@ -122,12 +129,12 @@ impl Mover for Shell {
         match self.idle.take(&job.target, self.now) {
             Some((mut connection, socket)) => {
                 let id = job.id;
-                connection.begin(job, false, self.now);
+                connection.begin(job, self.now);
                 let phase = Phase::Connected { socket, reused: true };
                 self.insert(id, connection, phase);
                 self.drive(id);
             }
-            None => self.connect(job, false),
+            None => self.connect_for(job, false),
         }
     }
 
@@ -138,6 +145,14 @@ impl Mover for Shell {
             Supply::Stop => live.connection.stop(),
         }
         self.drive(id);
+    }
+
+    fn open_ahead(&mut self, target: &Arc<Target>, count: usize) {
+        for _ in self.idle.count(target)..count.min(self.options.idle_max) {
+            self.ahead_next += 1;
+            let id = TransferId(AHEAD | self.ahead_next);
+            self.connect(id, target, None, false);
+        }
     }
 
     fn abandon(&mut self, id: TransferId) {
@@ -171,10 +186,14 @@ impl Shell {
         assert!(replaced.is_none(), "transfer {id:?} came twice");
     }
 
-    /// Open a socket for the job and begin to connect.
-    fn connect(&mut self, job: Job, abandoned: bool) {
-        let id = job.id;
-        let connection = Connection::open(Arc::clone(&job.target), self.options.pace, self.now);
+    fn connect_for(&mut self, job: Job, abandoned: bool) {
+        let (id, target) = (job.id, Arc::clone(&job.target));
+        self.connect(id, &target, Some(job), abandoned);
+    }
+
+    /// Open a socket and begin to connect.
+    fn connect(&mut self, id: TransferId, target: &Arc<Target>, job: Option<Job>, abandoned: bool) {
+        let connection = Connection::open(Arc::clone(target), self.options.pace, self.now);
         let until = self.now + self.options.connect_timeout;
         self.insert(id, connection, Phase::Connecting { index: 0, until, job });
         if let Some(live) = self.live.get_mut(&id) {
@@ -186,8 +205,9 @@ impl Shell {
     /// Try the address at the phase's index; `last` tells how the one before it failed.
     fn try_address(&mut self, id: TransferId, mut last: String) {
         let Some(live) = self.live.get_mut(&id) else { return };
-        let Phase::Connecting { index, until, job } = &mut live.phase else { return };
-        while let Some(address) = job.target.addresses.get(*index) {
+        let Phase::Connecting { index, until, .. } = &mut live.phase else { return };
+        let target = Arc::clone(live.connection.target());
+        while let Some(address) = target.addresses.get(*index) {
             if live.abandoned {
                 break;
             }
@@ -213,14 +233,14 @@ impl Shell {
         let failure = if live.abandoned {
             Failure::new(FailureKind::Abandoned, "abandoned")
         } else {
-            Failure::transport(format!("connecting to {}: {last}", job.target.host))
+            Failure::transport(format!("connecting to {}: {last}", target.host))
         };
-        if let Some(Live { phase: Phase::Connecting { job, .. }, .. }) = self.live.remove(&id) {
-            self.events.push_back(Event::Ended {
-                id,
-                segments: job.segments,
-                result: Err(failure),
-            });
+        // Opened ahead it fails nobody: a request that comes will find out for itself.
+        if let Some(Live { phase: Phase::Connecting { job: Some(job), .. }, .. }) =
+            self.live.remove(&id)
+        {
+            let (segments, result) = (job.segments, Err(failure));
+            self.events.push_back(Event::Ended { id, segments, result });
         }
     }
 
@@ -255,10 +275,19 @@ impl Shell {
             Ok(socket) if !live.abandoned => {
                 self.counters.connections.add(1);
                 let phase = Phase::Connected { socket, reused: false };
-                if let Phase::Connecting { job, .. } = std::mem::replace(&mut live.phase, phase) {
-                    live.connection.begin(job, true, self.now);
+                let before = std::mem::replace(&mut live.phase, phase);
+                if let Phase::Connecting { job: Some(job), .. } = before {
+                    live.connection.begin(job, self.now);
+                    self.drive(id);
+                } else if let Some(Live {
+                    connection,
+                    phase: Phase::Connected { socket, .. },
+                    ..
+                }) = self.live.remove(&id)
+                {
+                    let target = Arc::clone(connection.target());
+                    self.idle.give(target, (connection, socket), self.now);
                 }
-                self.drive(id);
             }
             Ok(_) => self.try_address(id, String::new()),
             Err(error) => {
@@ -313,7 +342,7 @@ impl Shell {
         let Phase::Connected { socket, reused } = phase else { return };
         if reused && !finished.answered && finished.result.is_err() && !abandoned {
             // The server closed it while it was idle: that is nobody's failure.
-            return self.connect(connection.take_job(id), abandoned);
+            return self.connect_for(connection.take_job(id), abandoned);
         }
         let segments = connection.take_segments();
         if finished.reusable {

@@ -211,7 +211,7 @@ impl Shared {
         let job = match kept {
             None => job,
             Some((mut connection, socket)) => {
-                connection.begin(job, false, Instant::now());
+                connection.begin(job, Instant::now());
                 let finished = self.exchange(id, &mut connection, &socket, control);
                 let failed = finished.result.is_err() && !finished.answered;
                 if !failed || control.is_abandoned() {
@@ -229,7 +229,7 @@ impl Shared {
                 let now = Instant::now();
                 let target = Arc::clone(&job.target);
                 let mut connection = Connection::open(target, self.options.pace, now);
-                connection.begin(job, true, now);
+                connection.begin(job, now);
                 let finished = self.exchange(id, &mut connection, &socket, control);
                 self.finish(id, connection, socket, finished);
             }

@@ -67,4 +67,7 @@ pub(crate) trait Mover {
     fn supply(&mut self, id: TransferId, supply: Supply);
     /// End a transfer soon.
     fn abandon(&mut self, id: TransferId);
+    /// Open connections to where requests will go soon, until so many are idle. A shell that has a
+    /// thread for each request may leave it.
+    fn open_ahead(&mut self, _target: &Arc<Target>, _count: usize) {}
 }

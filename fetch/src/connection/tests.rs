@@ -40,7 +40,7 @@ fn begin(range: std::ops::Range<u64>, whole: bool, segments: Vec<Segment>) -> Co
     let mut connection = Connection::open(target(), limits(), now);
     let id = TransferId(1);
     let (size, segments) = (SIZE, segments.into());
-    connection.begin(Job { id, target: target(), range, size, whole, segments }, true, now);
+    connection.begin(Job { id, target: target(), range, size, whole, segments }, now);
     connection
 }
 

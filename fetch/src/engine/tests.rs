@@ -262,6 +262,51 @@ fn tls_versions() {
     }
 }
 
+/// A blob that is prepared has its connections before it is wanted; nothing is requested for that.
+#[test]
+fn connections_are_opened_ahead() {
+    let (server, client) = tls_pair(false);
+    for tls in [None, Some((server, client))] {
+        each_with(
+            6 << 20,
+            |_| {},
+            |target| target.tls = tls.as_ref().map(|(_, client)| Arc::clone(client)),
+            tls.as_ref().map(|(server, _)| Arc::clone(server)),
+            |_| Answer::Right,
+            |bench| {
+                bench.blob.prepare();
+                let expected = PlanOptions::default().connections_max as u64;
+                if bench.engine.kind() == EngineKind::Ring {
+                    let end = Instant::now() + PATIENCE;
+                    while bench.engine.stats().connections < expected && Instant::now() < end {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    assert_eq!(bench.engine.stats().requests, 0);
+                    // Those that are idle are enough.
+                    bench.blob.prepare();
+                }
+                bench.expect(0..6 * MIB);
+                assert!(bench.engine.stats().connections <= expected);
+            },
+        );
+    }
+}
+
+/// Nobody is told that they can't be: whoever wants bytes is.
+#[test]
+fn connections_that_cannot_be_opened_ahead_are_no_failure() {
+    for kind in kinds() {
+        let engine = Engine::start(options(kind)).unwrap();
+        let list = List::new(vec![target(1, dead_address())]);
+        let blob = engine.open(BlobSpec { digest: digest(), size: 1000 }, list);
+        blob.prepare();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(engine.stats().failures, 0);
+        let error = fetch_blocking(&*blob, 0..10, Priority::OnDemand, PATIENCE).unwrap_err();
+        assert!(matches!(error, FetchError::Unreachable(_)), "{error}");
+    }
+}
+
 #[test]
 fn untrusted_certificate_is_refused() {
     let (server, _) = tls_pair(false);

@@ -136,6 +136,11 @@ impl Images {
         let early = Early::default();
         let (documents, discovery) = self.runtime.block_on(async {
             let chosen = source.choose(platform).await?;
+            // Connections for the zTOCs, and for what is read first, are opened meanwhile.
+            let layers = chosen.manifest.layers.first().map(|layer| source.blob(layer));
+            if let (Some(Ok(blob)), true) = (layers, shelf.is_some()) {
+                blob.prepare();
+            }
             let search = Search::default();
             let index = async {
                 let digest = &chosen.descriptor.digest;
