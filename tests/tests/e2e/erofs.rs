@@ -146,6 +146,9 @@ fn fsck_accepts_what_no_tool_makes() {
     assert!(output.status.success(), "{}", told(&output));
 }
 
+/// So that the golden layers have files on both sides.
+const LARGE_LEN_MIN: u64 = 1000;
+
 /// A layer's tar with its tree.
 struct Layer {
     tar: Vec<u8>,
@@ -203,18 +206,20 @@ impl Scratch {
         self.mounts.borrow_mut().push(target.to_owned());
     }
 
-    /// Writes the index of a tree and the layer files it needs.
+    /// Writes the index of a tree and the layer files it needs, once for small files and once for
+    /// large ones.
     fn write_index(&self, tree: &Tree, tars: &[&[u8]]) -> (PathBuf, Vec<PathBuf>) {
         let len = |tar: &&[u8]| (tar.len() as u64).next_multiple_of(erofs::BLOCK);
         let devices: Vec<_> = tars.iter().map(|tar| Device { len: len(tar), tag: b"" }).collect();
-        let index = erofs::write(tree, &devices).expect("an index");
+        let index = erofs::write_apart(tree, &devices, LARGE_LEN_MIN).expect("an index");
         let directory = self.directory("index");
         let files = tars.iter().enumerate().map(|(number, tar)| {
             let path = directory.join(format!("layer-{number}"));
             fs::write(&path, layer_file(tar, number, &index)).expect("a layer file");
             path
         });
-        let files = files.collect();
+        let files: Vec<_> = files.collect();
+        let files = [files.clone(), files].concat();
         let path = directory.join("index");
         fs::write(&path, &index.bytes).expect("an index file");
         (path, files)

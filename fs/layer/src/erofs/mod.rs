@@ -31,7 +31,7 @@ mod xattr;
 pub use content::DataCopy;
 pub use error::ErofsError;
 pub use reader::{DeviceSlot, Dirent, Inode, ReadError, Reader, Xattr};
-pub use writer::{Device, Index, write};
+pub use writer::{Device, Index, device_count, write, write_apart};
 
 /// Bytes of a block: those of a tar's, so that a file's data begins at one.
 pub const BLOCK: u64 = 512;

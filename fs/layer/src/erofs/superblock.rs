@@ -64,6 +64,14 @@ impl Superblock {
     }
 }
 
+/// Devices of the image that begins with `head`.
+pub(super) fn device_count(head: &[u8]) -> Option<u16> {
+    let field = head.get(AT..AT + LEN)?;
+    let (magic, rest) = field.split_first_chunk()?;
+    let count = rest.get(86 - 4..)?.first_chunk()?;
+    (u32::from_le_bytes(*magic) == MAGIC).then(|| u16::from_le_bytes(*count))
+}
+
 pub(super) fn put_device(image: &mut Image, number: usize, tag: &[u8], blocks: u32, flat: u32) {
     let at = DEVICES_AT + number * DEVICE_SLOT;
     image.put(at, tag);

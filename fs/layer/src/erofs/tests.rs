@@ -214,6 +214,27 @@ fn huge_files_need_more_than_one_index() {
 }
 
 #[test]
+fn large_files_lie_in_devices_of_their_own() {
+    let tree = tree_of(&[regular("small", 512, 99_999), regular("large", 1 << 20, 100_000)]);
+    let device = Device { len: DATA_LEN, tag: b"tag" };
+    let index = write_apart(&tree, &[device], 100_000).unwrap();
+    assert_eq!(device_count(&index.bytes), Some(2));
+    assert_eq!(device_count(&index_of(&tree).bytes), Some(1));
+    assert_eq!(device_count(&[0; 2000]), None);
+    assert_eq!(index.data_lens, [DATA_LEN]);
+    let reader = Reader::new(&index.bytes).unwrap();
+    assert_eq!(reader.devices().len(), 2);
+    let entries = reader.entries(&reader.inode(reader.root()).unwrap()).unwrap();
+    let device_of = |name: &[u8]| {
+        let entry = entries.iter().find(|entry| entry.name == name).unwrap();
+        let extents = reader.extents(&reader.inode(entry.nid).unwrap()).unwrap();
+        extents.iter().map(|(device, run)| (*device, run.data.0, run.len)).collect::<Vec<_>>()
+    };
+    assert_eq!(device_of(b"small"), [(0, 512, 99_999)]);
+    assert_eq!(device_of(b"large"), [(1, 1 << 20, 100_000)]);
+}
+
+#[test]
 fn content_outside_of_the_layer_file_is_refused() {
     let outside = |record| {
         let device = Device { len: DATA_LEN, tag: b"" };

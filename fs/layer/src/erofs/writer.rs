@@ -33,8 +33,8 @@ pub struct Index {
     pub data_lens: Vec<u64>,
 }
 
-/// Their slots must leave the root a number of 16 bits.
-const DEVICES_MAX: usize = 8192;
+/// Their slots must leave the root a number of 16 bits, also twice.
+const DEVICES_MAX: usize = 4096;
 /// By our policy: hundred times the largest index seen.
 const INDEX_BYTES_MAX: u64 = 4 << 30;
 
@@ -43,10 +43,37 @@ const INDEX_BYTES_MAX: u64 = 4 << 30;
 /// The same tree and devices give the same bytes. The image is to be mounted with one `device=`
 /// option for each of `devices`, in order.
 pub fn write(tree: &Tree, devices: &[Device<'_>]) -> Result<Index, ErofsError> {
+    write_devices(tree, devices, None)
+}
+
+/// The same, with all devices twice: files of at least `large_len_min` bytes lie in the second set.
+///
+/// So the kernel may read large files in another way than small ones, though both lie in the same
+/// layer file: the image is to be mounted with the `device=` options of all, then those of all again.
+pub fn write_apart(
+    tree: &Tree,
+    devices: &[Device<'_>],
+    large_len_min: u64,
+) -> Result<Index, ErofsError> {
+    write_devices(tree, devices, Some(large_len_min))
+}
+
+/// Devices that an index wants, by its first bytes (those before its first inode); `None` if it is none.
+pub fn device_count(head: &[u8]) -> Option<u16> {
+    superblock::device_count(head)
+}
+
+fn write_devices(
+    tree: &Tree,
+    devices: &[Device<'_>],
+    apart: Option<u64>,
+) -> Result<Index, ErofsError> {
     let files = check_devices(tree, devices)?;
+    let sets = if apart.is_some() { 2 } else { 1 };
     let epoch = most_frequent_mtime(tree);
     let mut writer = Writer {
         tree,
+        apart,
         epoch,
         bodies: xattr::Bodies::collect(tree)?,
         files,
@@ -54,7 +81,7 @@ pub fn write(tree: &Tree, devices: &[Device<'_>]) -> Result<Index, ErofsError> {
         shapes: Vec::with_capacity(tree.node_count() as usize),
         sparse: HashMap::new(),
         area_at: 0,
-        at: (superblock::DEVICES_AT + devices.len() * superblock::DEVICE_SLOT) as u64,
+        at: (superblock::DEVICES_AT + sets * devices.len() * superblock::DEVICE_SLOT) as u64,
     };
     writer.lay_out()?;
     let max = INDEX_BYTES_MAX;
@@ -64,7 +91,7 @@ pub fn write(tree: &Tree, devices: &[Device<'_>]) -> Result<Index, ErofsError> {
     }
     let mut image = Image::new(found as usize);
     writer.encode(&mut image);
-    writer.seal(&mut image, devices);
+    writer.seal(&mut image, &devices.repeat(sets));
     let data_lens = writer.files.iter().map(|file| file.len).collect();
     Ok(Index { bytes: image.bytes, copies: writer.copies, data_lens })
 }
@@ -115,6 +142,8 @@ struct Shape {
 
 struct Writer<'a> {
     tree: &'a Tree,
+    /// Length from which on files lie in the second set of devices, if there is one.
+    apart: Option<u64>,
     epoch: Time,
     bodies: xattr::Bodies<'a>,
     files: Vec<DataFile>,
@@ -289,7 +318,9 @@ impl<'a> Writer<'a> {
     }
 
     fn put_indexes(&self, image: &mut Image, mut at: usize, node: &Node<'_>, chunks: &Chunks) {
-        let device = node.layer() + 1;
+        let is_apart = self.apart.is_some_and(|len_min| node.size() >= len_min);
+        let first = if is_apart { self.tree.layer_count() } else { 0 };
+        let device = first + node.layer() + 1;
         for block in chunks.blocks() {
             image.put(at + 2, &device.to_le_bytes());
             image.put(at + 4, &block.to_le_bytes());
@@ -312,7 +343,8 @@ impl<'a> Writer<'a> {
         }
         .encode(image);
         let mut flat = blocks;
-        for (number, (device, file)) in devices.iter().zip(&self.files).enumerate() {
+        let files = self.files.iter().cycle();
+        for (number, (device, file)) in devices.iter().zip(files).enumerate() {
             let blocks = (file.len / BLOCK) as u32;
             superblock::put_device(image, number, device.tag, blocks, flat);
             flat = flat.saturating_add(blocks);
