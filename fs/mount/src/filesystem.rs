@@ -78,6 +78,8 @@ pub struct Statfs {
 pub enum Open {
     /// Nothing to know about opens: the kernel may stop asking, and keeps its page cache.
     Stateless,
+    /// The kernel keeps its page cache of this file; of others of the filesystem it still asks.
+    Cached,
     /// Reads bypass the page cache of the file (another filesystem above keeps its own).
     Direct,
 }

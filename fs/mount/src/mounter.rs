@@ -12,7 +12,7 @@ use spanfs_layer::erofs::DataCopy;
 
 use crate::filesystem::{Filesystem, Open};
 use crate::front::inode::{Inodes, LayerCountError};
-use crate::front::one_file::{FILE_NAME, OneFile};
+use crate::front::one_file::{FILE_NAME, LARGE_NAME, OneFile};
 use crate::front::{self};
 use crate::hold::Holding;
 use crate::inherit::{identity, identity_of_tree};
@@ -43,7 +43,8 @@ pub struct MounterOptions {
     pub capabilities: u64,
     /// Whether the mounts that a layer is made of stay in sight below `state`, until it goes.
     pub parts: Parts,
-    /// How the kernel reads the one file: [`Open::Direct`] where memory is tight.
+    /// How the kernel reads small files in the one file: [`Open::Direct`] where memory is tight. Large
+    /// ones are always read directly.
     pub open: Open,
     /// Source and subtype of the one-file mount.
     pub one_file: (String, String),
@@ -70,7 +71,7 @@ impl MounterOptions {
             transport: None,
             capabilities: CAPABILITIES,
             parts: Parts::Hidden,
-            open: Open::Stateless,
+            open: Open::Cached,
             // nerdctl and SOCI's own suites look for these two.
             one_file: ("soci".into(), "rawBridge".into()),
             read_ahead_kib: None,
@@ -324,9 +325,13 @@ impl Mounter {
         let fuse = self.fuse_options(Privilege::Root, Front::Erofs, source, subtype);
         mount.served(self.serve(self.one_file(layer), &directory, fuse)?);
         mount.mounted(directory.clone());
-        let path = directory.join(FILE_NAME);
-        let file = std::fs::File::open(&path).map_err(|source| state("open", &path, source))?;
-        front::erofs::mount(&layer.index, file.as_fd(), place)?;
+        let open = |name| {
+            let path = directory.join(name);
+            std::fs::File::open(&path).map_err(|source| state("open", &path, source))
+        };
+        let (small, large) = (open(FILE_NAME)?, open(LARGE_NAME)?);
+        let data = front::erofs::Data { small: small.as_fd(), large: large.as_fd() };
+        front::erofs::mount(&layer.index, data, place)?;
         mount.mounted(place.to_owned());
         mount.shown(Shown::ErofsOverFuse, &identity(layer));
         if self.options.parts == Parts::Hidden {

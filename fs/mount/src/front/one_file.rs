@@ -1,6 +1,8 @@
 //! The smallest front: a directory whose single file is the layer file.
 //!
-//! EROFS is mounted over that file; a read of it is a range of the uncompressed tar. Where an index
+//! EROFS is mounted over that file; a read of it is a range of the uncompressed tar. It has two names:
+//! by the first the kernel keeps what it reads, and small files that lie together come together; by
+//! the second reads go past that page cache to those of the large files themselves. Where an index
 //! needs the data of sparse files at other places behind the tar's end, these are shown there
 //! without ever being copied.
 
@@ -20,9 +22,13 @@ use crate::{Errno, front::dots};
 /// Name of the file.
 pub const FILE_NAME: &str = "layer";
 
-const FILE: Ino = Ino(2);
+/// Its name for reads of large files.
+pub const LARGE_NAME: &str = "large";
 
-/// A root directory and the layer file.
+const FILE: Ino = Ino(2);
+const LARGE: Ino = Ino(3);
+
+/// A root directory and the layer file, twice.
 pub struct OneFile {
     content: Arc<dyn Content>,
     /// The tar, and behind it what the index wants in a second place.
@@ -89,12 +95,16 @@ impl Filesystem for OneFile {
         if parent != Ino::ROOT {
             return Err(Errno::NotDirectory);
         }
-        Ok((name == FILE_NAME.as_bytes()).then(|| self.of(FILE)))
+        Ok(match name {
+            _ if name == FILE_NAME.as_bytes() => Some(self.of(FILE)),
+            _ if name == LARGE_NAME.as_bytes() => Some(self.of(LARGE)),
+            _ => None,
+        })
     }
 
     fn attributes(&self, ino: Ino) -> Result<Attributes, Errno> {
         match ino {
-            Ino::ROOT | FILE => Ok(self.of(ino)),
+            Ino::ROOT | FILE | LARGE => Ok(self.of(ino)),
             _ => Err(Errno::NotFound),
         }
     }
@@ -104,12 +114,15 @@ impl Filesystem for OneFile {
             return Err(Errno::NotDirectory);
         }
         let root = self.of(Ino::ROOT);
-        Ok(dots(offset, root, root).or_else(|| {
-            (offset == 2).then(|| DirectoryEntry {
-                name: Cow::Borrowed(FILE_NAME.as_bytes()),
-                attributes: self.of(FILE),
-                next: 3,
-            })
+        let file = |name: &'static str, ino, next| DirectoryEntry {
+            name: Cow::Borrowed(name.as_bytes()),
+            attributes: self.of(ino),
+            next,
+        };
+        Ok(dots(offset, root, root).or_else(|| match offset {
+            2 => Some(file(FILE_NAME, FILE, 3)),
+            3 => Some(file(LARGE_NAME, LARGE, 4)),
+            _ => None,
         }))
     }
 
@@ -126,12 +139,13 @@ impl Filesystem for OneFile {
     }
 
     fn statfs(&self) -> Statfs {
-        Statfs { bytes: self.len, inodes: 2 }
+        Statfs { bytes: self.len, inodes: 3 }
     }
 
     fn open(&self, ino: Ino) -> Result<Open, Errno> {
         match ino {
             FILE => Ok(self.open),
+            LARGE => Ok(Open::Direct),
             Ino::ROOT => Err(Errno::IsDirectory),
             _ => Err(Errno::NotFound),
         }

@@ -198,7 +198,8 @@ impl Maker {
         };
         let handle = Arc::new(Handle(Arc::clone(&content)));
         let device = Device { len: self.bytes.len() as u64, tag: b"test" };
-        let made = erofs::write(&self.tree(), &[device]).unwrap();
+        // The largest file lies in a device of its own.
+        let made = erofs::write_apart(&self.tree(), &[device], 1 << 20).unwrap();
         std::fs::create_dir_all(directory).unwrap();
         let index = directory.join("index, with a comma");
         std::fs::write(&index, &made.bytes).unwrap();

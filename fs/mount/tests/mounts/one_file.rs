@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use spanfs_mount::filesystem::Open;
-use spanfs_mount::front::one_file::{FILE_NAME, OneFile};
+use spanfs_mount::front::one_file::{FILE_NAME, LARGE_NAME, OneFile};
 use spanfs_mount::mountinfo;
 use spanfs_mount::transport::{
     CAPABILITIES, FuseOptions, Privilege, ServeError, Server, ServerOptions, Session, Transport,
@@ -67,7 +67,7 @@ fn every_byte_arrives_whoever_mounts_and_however_opened() {
     .into_iter()
     .filter(|(_, transport)| has(*transport))
     {
-        for open in [Open::Stateless, Open::Direct] {
+        for open in [Open::Stateless, Open::Cached, Open::Direct] {
             let scratch = Scratch::new();
             let server = server(PATIENCE);
             let content = Steered::new(bytes.clone(), Fate::Late);
@@ -85,11 +85,12 @@ fn every_byte_arrives_whoever_mounts_and_however_opened() {
             assert_eq!(std::fs::metadata(&file).unwrap().blocks(), bytes.len() as u64 / 512);
             assert!(std::fs::read(&file).unwrap() == bytes, "{privilege:?} {transport} {open:?}");
             assert!(content.fills.load(Ordering::Relaxed) > 0);
+            assert!(std::fs::read(mount_point.join(LARGE_NAME)).unwrap() == bytes);
             let names: Vec<_> = std::fs::read_dir(&mount_point)
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name())
                 .collect();
-            assert_eq!(names, [FILE_NAME]);
+            assert_eq!(names, [FILE_NAME, LARGE_NAME]);
             session.detach().unwrap();
             assert!(session.wait(PATIENCE));
         }

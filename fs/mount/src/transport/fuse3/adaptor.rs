@@ -32,6 +32,8 @@ const WRITE_LEN_MAX: NonZeroU32 = NonZeroU32::new(4096).unwrap();
 const FILL_COUNT_MAX: u32 = 4;
 /// Reply flag of an open: `FOPEN_DIRECT_IO` of `linux/fuse.h`.
 const FOPEN_DIRECT_IO: u32 = 1;
+/// The same: `FOPEN_KEEP_CACHE`.
+const FOPEN_KEEP_CACHE: u32 = 2;
 
 pub(super) struct Adaptor {
     pub(super) filesystem: Arc<dyn Filesystem>,
@@ -146,6 +148,7 @@ impl raw::Filesystem for Adaptor {
         match self.filesystem.open(Ino(ino)).map_err(errno)? {
             // ENOSYS: the kernel opens by itself from now on, and keeps its page cache.
             Open::Stateless => Err(rustix::io::Errno::NOSYS.raw_os_error().into()),
+            Open::Cached => Ok(ReplyOpen { fh: 0, flags: FOPEN_KEEP_CACHE }),
             Open::Direct => Ok(ReplyOpen { fh: 0, flags: FOPEN_DIRECT_IO }),
         }
     }

@@ -88,6 +88,8 @@ pub(crate) const NOTIFY_RESEND: i32 = 7;
 
 /// `FOPEN_DIRECT_IO`, a flag of an open's reply.
 pub(crate) const FOPEN_DIRECT_IO: u32 = 1;
+/// `FOPEN_KEEP_CACHE`, the same.
+pub(crate) const FOPEN_KEEP_CACHE: u32 = 2;
 
 #[cfg(test)]
 pub(crate) mod header;

@@ -111,6 +111,7 @@ fn small(
         Operation::Open => match filesystem.open(ino)? {
             // The kernel opens by itself from now on, and keeps its page cache.
             Open::Stateless => return Ok(Answer::Code(NOSYS)),
+            Open::Cached => body.open(abi::FOPEN_KEEP_CACHE),
             Open::Direct => body.open(abi::FOPEN_DIRECT_IO),
         },
         Operation::GetXattr { name, len_max } => {
