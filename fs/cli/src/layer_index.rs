@@ -4,6 +4,8 @@
 //! below, as containerd's applier gives it them; a tar alone can't tell them. The index of such a
 //! layer depends on what lies below, and is kept by that as well.
 
+mod below;
+
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -13,10 +15,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use spanfs_layer::Time;
 use spanfs_layer::erofs::{self, DataCopy, Device};
-use spanfs_layer::tree::{NodeKind, Tree, TreeOptions, Whiteouts};
+use spanfs_layer::tree::{Tree, TreeOptions, Whiteouts};
 use spanfs_layer::{Digest, Kind, Record, UncompressedOffset};
 use spanfs_mount::Layer as MountLayer;
 use tempfile::NamedTempFile;
+
+use below::implied;
 
 use crate::image::{ImageError, Layers, OpenLayer, replace, touch};
 use crate::later::Later;
@@ -36,7 +40,11 @@ struct Note {
     implied: bool,
 }
 
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
+
+/// Files of this length are read past the page cache of the one-file mount: one copy less, and half the
+/// memory. Smaller ones gain more by coming together with their neighbours.
+const LARGE_LEN_MIN: u64 = 8 << 20;
 
 /// Inode, length and times of an index. While they stay, nobody wrote to it: it is what we made, and
 /// need not be read to know that.
@@ -61,15 +69,38 @@ pub(crate) fn indexed(
     fs::create_dir_all(directory)
         .map_err(|source| ShowError::State { path: directory.to_owned(), source })?;
     let made = side_by_side(&layers.layers, cores(), |number, layer| {
-        let alone = Plan::alone(layer, number == 0 && !bare_layer);
-        let (path, note) = alone.index(directory, Some(later))?;
-        if number == 0 || !note.implied {
-            return Ok(mount_layer(layer, path, &note));
-        }
-        let (path, note) = alone.over(&layers.below(number)).index(directory, Some(later))?;
-        Ok(mount_layer(layer, path, &note))
+        Plan::alone(layer, number == 0 && !bare_layer).index(directory, Some(later))
     });
-    made.into_iter().collect()
+    let mut made = made.into_iter().collect::<Result<Vec<Made>, _>>()?;
+    // Those that imply directories are made once more, unless that was done.
+    let (mut plans, mut implying) = (Vec::new(), Vec::new());
+    for (number, layer) in layers.layers.iter().enumerate().skip(1) {
+        if !made[number].note.implied {
+            continue;
+        }
+        let over = Plan::alone(layer, false).over(&layers.below(number));
+        if let Some(kept) = over.kept(directory) {
+            made[number] = kept;
+            continue;
+        }
+        let paths = match made[number].implied.take() {
+            Some(paths) => paths,
+            None => implied(&layer.tree(over.options())?),
+        };
+        implying.push((number, paths));
+        plans.push(over);
+    }
+    if !implying.is_empty() {
+        let described = below::describe(layers, &implying)?;
+        let over = side_by_side(&plans, cores(), |number, plan| {
+            plan.described(directory, described[number].clone(), Some(later))
+        });
+        for ((number, _), over) in implying.into_iter().zip(over) {
+            made[number] = over?;
+        }
+    }
+    let layers = layers.layers.iter().zip(made);
+    Ok(layers.map(|(layer, made)| mount_layer(layer, made.path, &made.note)).collect())
 }
 
 /// A directory of the layers below.
@@ -102,13 +133,17 @@ pub fn index_layer(
     fs::create_dir_all(directory)
         .map_err(|source| ShowError::State { path: directory.to_owned(), source })?;
     let alone = Plan::alone(layer, lowest);
-    let (path, note) = alone.index(directory, None)?;
-    if lowest || !note.implied {
-        return Ok(mount_layer(layer, path, &note));
+    let made = alone.index(directory, None)?;
+    if lowest || !made.note.implied {
+        return Ok(mount_layer(layer, made.path, &made.note));
     }
-    let described = below(&implied(&layer.tree(alone.options())?));
-    let (path, note) = alone.with(described).index(directory, None)?;
-    Ok(mount_layer(layer, path, &note))
+    let paths = match made.implied {
+        Some(paths) => paths,
+        None => implied(&layer.tree(alone.options())?),
+    };
+    let described = below(&paths);
+    let made = alone.with(&described).described(directory, described, None)?;
+    Ok(mount_layer(layer, made.path, &made.note))
 }
 
 /// The tree that the index of [`index_layer`] shows, for who unpacks the layer.
@@ -129,15 +164,14 @@ struct Plan<'a> {
     layer: &'a OpenLayer,
     whiteouts: Whiteouts,
     key: String,
-    below: Below,
 }
 
-/// What lies below a layer.
-enum Below {
-    /// Nothing that is looked at.
-    Nothing,
-    Layers(Layers),
-    Directories(Vec<Described>),
+/// An index that is there.
+struct Made {
+    path: PathBuf,
+    note: Note,
+    /// The directories that the layer implies, if it was made just now.
+    implied: Option<Vec<Vec<u8>>>,
 }
 
 impl<'a> Plan<'a> {
@@ -146,38 +180,55 @@ impl<'a> Plan<'a> {
     fn alone(layer: &'a OpenLayer, lowest: bool) -> Self {
         let (whiteouts, suffix) =
             if lowest { (Whiteouts::Suppress, "-lowest") } else { (Whiteouts::Show, "") };
-        let key = format!("{}{suffix}", layer.index_key());
-        Self { layer, whiteouts, key, below: Below::Nothing }
+        Self { layer, whiteouts, key: format!("{}{suffix}", layer.index_key()) }
     }
 
+    /// The same over other layers, which will describe directories.
     fn over(self, below: &Layers) -> Self {
         let keys: Vec<String> = below.layers.iter().map(OpenLayer::index_key).collect();
         let key = format!("{}-over-{}", self.key, Digest::of(keys.join(" ").as_bytes()).hex());
-        Self { key, below: Below::Layers(below.clone()), ..self }
+        Self { key, ..self }
     }
 
-    fn with(self, described: Vec<Described>) -> Self {
+    fn with(self, described: &[Described]) -> Self {
         let text = format!("{described:?}");
         let key = format!("{}-with-{}", self.key, Digest::of(text.as_bytes()).hex());
-        Self { key, below: Below::Directories(described), ..self }
+        Self { key, ..self }
     }
 
     fn options(&self) -> TreeOptions {
         TreeOptions { whiteouts: self.whiteouts, ..TreeOptions::default() }
     }
 
-    fn index(&self, directory: &Path, later: Option<&Later>) -> Result<(PathBuf, Note), ShowError> {
+    /// One that an earlier run made.
+    fn kept(&self, directory: &Path) -> Option<Made> {
         let path = directory.join(&self.key);
-        let note_path = path.with_extension("json");
-        if let Some(note) = kept(&path, &note_path) {
-            // The index itself is known by its times.
-            touch(&note_path);
-            return Ok((path, note));
+        let note_path = note_path(&path);
+        let note = kept(&path, &note_path)?;
+        // The index itself is known by its times.
+        touch(&note_path);
+        Some(Made { path, note, implied: None })
+    }
+
+    fn index(&self, directory: &Path, later: Option<&Later>) -> Result<Made, ShowError> {
+        self.described(directory, Vec::new(), later)
+    }
+
+    /// With these directories in front of the layer's own entries.
+    fn described(
+        &self,
+        directory: &Path,
+        described: Vec<Described>,
+        later: Option<&Later>,
+    ) -> Result<Made, ShowError> {
+        if let Some(made) = self.kept(directory) {
+            return Ok(made);
         }
-        let (note, bytes) = self.make()?;
+        let path = directory.join(&self.key);
+        let (note, bytes, implied) = self.make(described)?;
         let file = write(&path, &bytes)
             .map_err(|source| ShowError::State { path: path.clone(), source })?;
-        let sealing = note.clone();
+        let (sealing, note_path) = (note.clone(), note_path(&path));
         let work = move || {
             if let Err(error) = seal(&file, sealing, &note_path) {
                 tracing::warn!(note = %note_path.display(), %error, "an index is not kept");
@@ -187,7 +238,7 @@ impl<'a> Plan<'a> {
             Some(later) => later.add(work),
             None => work(),
         }
-        Ok((path, note))
+        Ok(Made { path, note, implied: Some(implied) })
     }
 
     /// `tree` with the attributes of directories that it only implies.
@@ -199,20 +250,14 @@ impl<'a> Plan<'a> {
         self.layer.tree_with(self.options(), &records)
     }
 
-    fn make(&self) -> Result<(Note, Vec<u8>), ShowError> {
-        let digest = self.layer.descriptor.digest;
-        let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
-        let mut tree = self.layer.tree(self.options())?;
-        let implied = tree.nodes().any(|node| node.is_implied());
-        let described = match &self.below {
-            Below::Nothing => Vec::new(),
-            Below::Layers(below) => described_below(&tree, &below.merged()?),
-            Below::Directories(described) => described.clone(),
-        };
-        tree = self.describe(tree, described)?;
-        let tag = digest.hex().to_string();
+    fn make(&self, described: Vec<Described>) -> Result<(Note, Vec<u8>, Vec<Vec<u8>>), ShowError> {
+        let before: Vec<Record> = described.into_iter().map(record).collect();
+        let tree = self.layer.tree_with(self.options(), &before)?;
+        let implied = implied(&tree);
+        let tag = self.layer.descriptor.digest.hex().to_string();
         let device = Device { len: self.layer.content.len(), tag: tag.as_bytes() };
-        let index = erofs::write(&tree, &[device]).map_err(|error| bad(error.to_string()))?;
+        let index = erofs::write_apart(&tree, &[device], LARGE_LEN_MIN)
+            .map_err(|error| self.layer.bad(&error))?;
         let copies = index.copies.iter();
         let note = Note {
             format: FORMAT,
@@ -220,10 +265,14 @@ impl<'a> Plan<'a> {
             stamp: Stamp::default(),
             data_len: index.data_lens.first().copied().unwrap_or(device.len),
             copies: copies.map(|it| (it.from.start.0, it.from.end.0, it.to.0)).collect(),
-            implied,
+            implied: !implied.is_empty(),
         };
-        Ok((note, index.bytes))
+        Ok((note, index.bytes, implied))
     }
+}
+
+fn note_path(index: &Path) -> PathBuf {
+    index.with_extension("json")
 }
 
 /// The kernel gets no index that is not byte for byte what we wrote.
@@ -288,62 +337,5 @@ fn record(described: Described) -> Record {
         data: UncompressedOffset(0),
         size: 0,
         sparse: None,
-    }
-}
-
-/// Paths of the directories that `tree` implies, parents first.
-fn implied(tree: &Tree) -> Vec<Vec<u8>> {
-    let mut found = Vec::new();
-    let mut directories = vec![(tree.root(), Vec::new())];
-    while let Some((directory, path)) = directories.pop() {
-        for (name, id) in tree.children(directory) {
-            let Some(node) = tree.node(id).filter(|node| node.kind() == NodeKind::Directory) else {
-                continue;
-            };
-            let path = join(&path, name);
-            if node.is_implied() {
-                found.push(path.clone());
-            }
-            directories.push((id, path));
-        }
-    }
-    found
-}
-
-/// The directories that `tree` implies, as `below` describes them.
-fn described_below(tree: &Tree, below: &Tree) -> Vec<Described> {
-    let mut found = Vec::new();
-    let mut directories = vec![(tree.root(), below.root(), Vec::new())];
-    while let Some((directory, lower, path)) = directories.pop() {
-        for (name, id) in tree.children(directory) {
-            let is_directory =
-                |node: &spanfs_layer::tree::Node<'_>| node.kind() == NodeKind::Directory;
-            let Some(node) = tree.node(id).filter(is_directory) else { continue };
-            let Some(lower) = below.lookup(lower, name) else { continue };
-            let Some(described) = below.node(lower).filter(is_directory) else { continue };
-            let path = join(&path, name);
-            if node.is_implied() && !described.is_implied() {
-                found.push(Described {
-                    path: path.clone(),
-                    mode: described.permissions().into(),
-                    uid: described.uid(),
-                    gid: described.gid(),
-                    mtime: described.mtime(),
-                    xattrs: described
-                        .xattrs()
-                        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                        .collect(),
-                });
-            }
-            directories.push((id, lower, path));
-        }
-    }
-    found
-}
-
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    match directory {
-        [] => name.to_owned(),
-        _ => [directory, b"/", name].concat(),
     }
 }

@@ -249,6 +249,10 @@ impl Session {
         if config.entrypoint.is_empty() && config.cmd.is_empty() {
             return;
         }
+        if self.layers.toc_bytes() > START_SET_TOC_BYTES_MAX {
+            tracing::info!("too many files for a prediction of the start set");
+            return;
+        }
         // The prefetcher counts lazy layers alone, the tree all of them.
         let opened = &self.layers.layers;
         let lazy: Vec<Option<usize>> = opened
@@ -297,6 +301,9 @@ impl Session {
 
 /// A start is over by then, or its guess came too late.
 const START_SET_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// zTOCs of more than this make trees of more than half as much, all of them in memory for a guess.
+const START_SET_TOC_BYTES_MAX: u64 = 128 << 20;
 
 fn start_config(config: &ImageConfig, command: &[String]) -> StartConfig {
     let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();

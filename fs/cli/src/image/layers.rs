@@ -20,6 +20,7 @@ use super::shelf::Shelf;
 use super::toc::{self, Toc};
 use super::whole::WholeRead;
 use super::{Discovery, Image, ImageError, Images};
+use crate::later::Later;
 use crate::side_by_side::{cores, side_by_side};
 
 /// Layers fetched whole at once: as many as container engines do.
@@ -157,7 +158,7 @@ impl Images {
     }
 
     /// zTOCs of the layers, as far as there are any: kept below `directory`, else fetched side by
-    /// side.
+    /// side. Those that are too much for the memory are on the disk when this returns.
     pub fn ztocs(
         &self,
         image: &Image,
@@ -165,26 +166,33 @@ impl Images {
         wanted: &[(Descriptor, Digest)],
         directory: &Path,
     ) -> Result<Vec<Option<Ztoc>>, ImageError> {
-        let shelf = Shelf::open(directory)?;
+        let mut hold = Hold { shelf: Shelf::open(directory)?, later: &self.later, bytes: 0 };
         let mut fetching = Vec::new();
         let mut ztocs = Vec::with_capacity(wanted.len());
         for (number, (layer, _)) in wanted.iter().enumerate() {
             let named = discovery.index().and_then(|index| index.ztoc(&layer.digest));
             let kept = match named {
-                Some(named) => shelf.ztoc(&named.digest).map(|bytes| (named.digest, bytes)),
-                None => shelf.ztoc_of_layer(&layer.digest),
+                Some(named) => hold.shelf.ztoc(&named.digest).map(|bytes| (named.digest, bytes)),
+                None => hold.shelf.ztoc_of_layer(&layer.digest),
             };
             let how = if named.is_some() { How::Indexed } else { How::Kept };
             if let (Some(named), None) = (named, &kept) {
-                fetching.push((number, named, image.early.take(&image.source, named)?));
+                fetching.push((number, named));
             }
-            ztocs.push(kept.map(|(digest, bytes)| Ztoc { digest, bytes, how }));
+            ztocs.push(kept.map(|(digest, bytes)| hold.kept(digest, bytes, how)));
         }
-        for (number, named, read) in fetching {
-            let (digest, bytes) = (named.digest, self.fetched_ztoc(image, named, read)?);
-            let (shelf, kept) = (shelf.clone(), Arc::clone(&bytes));
-            self.later.add(move || shelf.keep(&digest, &kept));
-            ztocs[number] = Some(Ztoc { digest, bytes, how: How::Indexed });
+        image.early.ask(&image.source, fetching.iter().map(|(_, named)| *named));
+        for (number, named) in fetching {
+            let read = image.early.take(&image.source, named)?;
+            let bytes = self.fetched_ztoc(image, named, read)?;
+            ztocs[number] = Some(hold.fetched(named.digest, bytes));
+        }
+        // What is not held can be swept from the shelf before it is used.
+        for ((layer, _), ztoc) in wanted.iter().zip(&mut ztocs) {
+            let named = discovery.index().and_then(|index| index.ztoc(&layer.digest));
+            if let (Some(named), Some(ztoc @ Ztoc { bytes: None, .. })) = (named, ztoc) {
+                ztoc.blob = Some(image.source.blob(named)?);
+            }
         }
         Ok(ztocs)
     }
@@ -251,7 +259,7 @@ impl Images {
         let blob = place.blob(descriptor)?;
         let shelf = Shelf::open(source.directory)?;
         if let Some(ztoc) = ztoc {
-            return lazy(source.cache, descriptor, diff_id, ztoc, blob, shelf);
+            return lazy(source.cache, descriptor, diff_id, &ztoc, blob);
         }
         let Pull { stream, buffer, unpacks, keep, ztoc, program, local } = source.pull.clone();
         let whole = source.cache.whole(WholeSpec {
@@ -297,17 +305,58 @@ impl Images {
 pub struct Ztoc {
     /// Its digest.
     pub digest: Digest,
-    /// As it is encoded, checked against the digest.
-    pub bytes: Arc<[u8]>,
     /// Where it comes from.
     pub how: How,
+    /// As it is encoded, checked against the digest; those that are not held stand on the shelf.
+    bytes: Option<Arc<[u8]>>,
+    shelf: Shelf,
+    /// Where to get it again.
+    blob: Option<Arc<dyn Blob>>,
+}
+
+/// Bytes of an image's zTOCs that are held in memory until its layers are shown: all of them but for
+/// very large images. What is held need not be read, and checked, again for each use.
+const HELD_BYTES_MAX: usize = 16 << 20;
+
+/// Decides which zTOCs of an image are held.
+struct Hold<'a> {
+    shelf: Shelf,
+    later: &'a Later,
+    bytes: usize,
+}
+
+impl Hold<'_> {
+    fn has_room(&self, bytes: &[u8]) -> bool {
+        // One is held however large it is: it will be read as a whole anyway.
+        self.bytes == 0 || self.bytes.saturating_add(bytes.len()) <= HELD_BYTES_MAX
+    }
+
+    fn kept(&mut self, digest: Digest, bytes: Arc<[u8]>, how: How) -> Ztoc {
+        let is_held = self.has_room(&bytes);
+        self.ztoc(digest, is_held.then_some(bytes), how)
+    }
+
+    fn fetched(&mut self, digest: Digest, bytes: Arc<[u8]>) -> Ztoc {
+        if !self.has_room(&bytes) && self.shelf.put(&digest, &bytes) {
+            return self.ztoc(digest, None, How::Indexed);
+        }
+        let (shelf, kept) = (self.shelf.clone(), Arc::clone(&bytes));
+        self.later.add(move || shelf.keep(&digest, &kept));
+        self.ztoc(digest, Some(bytes), How::Indexed)
+    }
+
+    fn ztoc(&mut self, digest: Digest, bytes: Option<Arc<[u8]>>, how: How) -> Ztoc {
+        self.bytes += bytes.as_ref().map_or(0, |bytes| bytes.len());
+        Ztoc { digest, how, bytes, shelf: self.shelf.clone(), blob: None }
+    }
 }
 
 impl Ztoc {
     /// One that an earlier run kept below `directory`.
     pub fn kept(directory: &Path, digest: Digest) -> Result<Option<Self>, ImageError> {
-        let bytes = Shelf::open(directory)?.ztoc(&digest);
-        Ok(bytes.map(|bytes| Self { digest, bytes, how: How::Kept }))
+        let shelf = Shelf::open(directory)?;
+        let Some(bytes) = shelf.ztoc(&digest) else { return Ok(None) };
+        Ok(Some(Self { digest, how: How::Kept, bytes: Some(bytes), shelf, blob: None }))
     }
 
     /// Whether one is kept below `directory`, sound or not.
@@ -317,8 +366,15 @@ impl Ztoc {
 
     /// Keep it below `directory`, unless it is there.
     pub fn keep(&self, directory: &Path) -> Result<(), ImageError> {
-        Shelf::open(directory)?.keep_missing(&self.digest, &self.bytes);
+        let shelf = Shelf::open(directory)?;
+        if !shelf.has(&self.digest) {
+            shelf.keep(&self.digest, &self.toc().bytes()?);
+        }
         Ok(())
+    }
+
+    fn toc(&self) -> Toc {
+        Toc::new(self.digest, self.shelf.clone(), self.blob.clone(), self.bytes.clone())
     }
 
     /// Remove what is kept below `directory` but for the zTOCs that `is_wanted`.
@@ -355,15 +411,13 @@ fn lazy(
     cache: &Cache,
     descriptor: &Descriptor,
     diff_id: Digest,
-    ztoc: Ztoc,
+    ztoc: &Ztoc,
     blob: Arc<dyn Blob>,
-    shelf: Shelf,
 ) -> Result<OpenLayer, ImageError> {
-    let Ztoc { digest, bytes, how } = ztoc;
+    let toc = ztoc.toc();
     let spec =
-        LayerSpec { diff_id: Some(diff_id), blob, ztoc_digest: digest, ztoc: Arc::clone(&bytes) };
-    let toc = Toc::new(digest, shelf, None, Some(bytes));
-    Ok(spanned(descriptor, cache.layer(spec)?, toc, how))
+        LayerSpec { diff_id: Some(diff_id), blob, ztoc_digest: ztoc.digest, ztoc: toc.bytes()? };
+    Ok(spanned(descriptor, cache.layer(spec)?, toc, ztoc.how.clone()))
 }
 
 fn spanned(descriptor: &Descriptor, layer: Arc<Layer>, toc: Toc, how: How) -> OpenLayer {
@@ -396,23 +450,28 @@ impl OpenLayer {
         options: TreeOptions,
         before: &[Record],
     ) -> Result<Tree, ImageError> {
-        let digest = self.descriptor.digest;
-        let bad = |reason: String| ImageError::Corrupt(format!("layer {digest}: {reason}"));
         let mut builder = TreeBuilder::new(options);
-        let (bytes, decoded);
-        let records: &[Record] = match &self.toc {
-            LayerToc::Records(records) => records,
+        let pushed = self.records(|records| {
+            before.iter().chain(records).try_for_each(|record| builder.push(record))
+        })?;
+        let tree = pushed.and_then(|()| builder.finish());
+        tree.map_err(|error| self.bad(&error))
+    }
+
+    /// Look at the entries of the layer.
+    pub(crate) fn records<T>(&self, look: impl FnOnce(&[Record]) -> T) -> Result<T, ImageError> {
+        match &self.toc {
+            LayerToc::Records(records) => Ok(look(records)),
             LayerToc::Ztoc(toc) => {
-                bytes = toc.bytes()?;
-                let view = View::new(&bytes).map_err(|error| bad(error.to_string()))?;
-                decoded = view.records().map_err(|error| bad(error.to_string()))?;
-                &decoded
+                let bytes = toc.bytes()?;
+                let view = View::new(&bytes).map_err(|error| self.bad(&error))?;
+                Ok(look(&view.records().map_err(|error| self.bad(&error))?))
             }
-        };
-        for record in before.iter().chain(records) {
-            builder.push(record).map_err(|error| bad(error.to_string()))?;
         }
-        builder.finish().map_err(|error| bad(error.to_string()))
+    }
+
+    pub(crate) fn bad(&self, fault: &dyn std::fmt::Display) -> ImageError {
+        ImageError::Corrupt(format!("layer {}: {fault}", self.descriptor.digest))
     }
 }
 
@@ -432,6 +491,11 @@ impl Layers {
     /// The same for what is kept already.
     pub fn forget_kept_tocs(&self) {
         self.tocs().for_each(|toc| toc.forget());
+    }
+
+    /// Bytes of the zTOCs that are here.
+    pub fn toc_bytes(&self) -> u64 {
+        self.tocs().map(|toc| toc.len()).sum()
     }
 
     fn tocs(&self) -> impl Iterator<Item = &Arc<Toc>> {

@@ -38,6 +38,11 @@ impl Shelf {
         touch(&self.path(digest));
     }
 
+    /// Bytes of a zTOC that is here, sound or not.
+    pub(crate) fn len(&self, digest: &Digest) -> Option<u64> {
+        Some(fs::metadata(self.path(digest)).ok()?.len())
+    }
+
     /// A zTOC that is here and sound.
     pub(crate) fn ztoc(&self, digest: &Digest) -> Option<Arc<[u8]>> {
         let bytes = fs::read(self.path(digest)).ok()?;
@@ -70,11 +75,15 @@ impl Shelf {
         }
     }
 
-    /// The same, if it is not there.
-    pub(crate) fn keep_missing(&self, digest: &Digest, bytes: &[u8]) {
-        if !self.has(digest) {
-            self.keep(digest, bytes);
-        }
+    /// Keep a zTOC that is to leave the memory at once; true if it can be read here. Not brought to the
+    /// disk for good: a power cut may damage it, which its next reader notices.
+    pub(crate) fn put(&self, digest: &Digest, bytes: &[u8]) -> bool {
+        let put = || -> io::Result<()> {
+            let mut fresh = tempfile::NamedTempFile::new_in(&self.ztocs)?;
+            fresh.write_all(bytes)?;
+            fresh.persist(self.path(digest)).map(drop).map_err(|error| error.error)
+        };
+        put().inspect_err(|error| tracing::warn!(%digest, %error, "the zTOC is not kept")).is_ok()
     }
 
     /// Remember which zTOC belongs to a layer.

@@ -29,18 +29,21 @@ impl Toc {
         Self { digest, shelf, blob, bytes: Mutex::new(bytes) }
     }
 
-    /// Its bytes, checked against its digest.
+    /// Its bytes, checked against its digest. What is read for that is not held: the zTOCs of a large
+    /// image are more than all else that we have in memory.
     pub(crate) fn bytes(&self) -> Result<Arc<[u8]>, ImageError> {
-        let mut known = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = &*known {
-            return Ok(Arc::clone(bytes));
+        let known = self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match known.or_else(|| self.shelf.ztoc(&self.digest)) {
+            Some(bytes) => Ok(bytes),
+            None => self.fetch(),
         }
-        let bytes = match self.shelf.ztoc(&self.digest) {
-            Some(bytes) => bytes,
-            None => self.fetch()?,
-        };
-        *known = Some(Arc::clone(&bytes));
-        Ok(bytes)
+    }
+
+    /// Its length, as far as it is here.
+    pub(crate) fn len(&self) -> u64 {
+        let held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held.as_ref().map(|bytes| bytes.len() as u64);
+        held.or_else(|| self.shelf.len(&self.digest)).unwrap_or(0)
     }
 
     /// Give the memory back, if the bytes are kept. Who needs them again reads them again.
