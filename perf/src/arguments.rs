@@ -319,6 +319,9 @@ pub(crate) struct Promises {
     /// Runs of each measurement; the median counts.
     #[arg(long, default_value_t = 3)]
     pub(crate) runs: usize,
+    /// Minutes of reads while the memory is watched; the promise speaks of 60.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) soak: u64,
     /// Print the requests that the registry got, each with its time.
     #[arg(long)]
     pub(crate) requests: bool,

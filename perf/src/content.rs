@@ -23,9 +23,13 @@ impl Layer {
     /// A file that compresses about as well as programs do.
     pub(crate) fn file(&mut self, path: &str, len: usize) -> Result<()> {
         self.seed += 1;
-        let bytes = program_like(self.seed, len);
-        let mut header = header(len as u64);
-        Ok(self.tar.append_data(&mut header, path, bytes.as_slice())?)
+        self.file_of(path, &program_like(self.seed, len))
+    }
+
+    /// A file of given content.
+    pub(crate) fn file_of(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        let mut header = header(bytes.len() as u64);
+        Ok(self.tar.append_data(&mut header, path, bytes)?)
     }
 
     /// A file that can be run.
@@ -74,6 +78,36 @@ pub(crate) fn program_like(seed: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+/// Programs and libraries of this machine, one behind the other, and again from the start where there
+/// are too few: DEFLATE looks back 32 KiB and does not notice.
+pub(crate) fn programs(len: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let before = bytes.len();
+        ["/usr/bin", "/usr/lib"].iter().for_each(|dir| add_files(Path::new(dir), &mut bytes, len));
+        anyhow::ensure!(bytes.len() > before, "no files below /usr/bin and /usr/lib");
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+fn add_files(dir: &Path, bytes: &mut Vec<u8>, len_max: usize) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let mut entries: Vec<_> = entries.flatten().collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let Ok(file_type) = entry.file_type() else { continue };
+        if bytes.len() >= len_max {
+            return;
+        } else if file_type.is_dir() {
+            add_files(&entry.path(), bytes, len_max);
+        } else if file_type.is_file() {
+            // what can't be read is left out
+            bytes.extend(fs::read(entry.path()).unwrap_or_default());
+        }
+    }
 }
 
 /// Writes an image of gzip layers as an OCI layout tagged `latest`.

@@ -15,6 +15,8 @@ pub(crate) struct Lab {
     pub(crate) images: PathBuf,
     pub(crate) scratch: PathBuf,
     pub(crate) runs: usize,
+    /// How long reads go on whose memory is watched.
+    pub(crate) soak: Duration,
     requests: bool,
 }
 
@@ -24,6 +26,7 @@ impl Lab {
         images: PathBuf,
         scratch: PathBuf,
         runs: usize,
+        soak: Duration,
         requests: bool,
     ) -> Result<Self> {
         ensure!(
@@ -41,7 +44,8 @@ impl Lab {
         );
         fs::create_dir_all(&scratch)?;
         let scratch = scratch.canonicalize()?;
-        Ok(Self { spanfs: spanfs.canonicalize()?, images, scratch, runs: runs.max(1), requests })
+        let (spanfs, runs) = (spanfs.canonicalize()?, runs.max(1));
+        Ok(Self { spanfs, images, scratch, runs, soak, requests })
     }
 
     /// An empty directory for one measurement.
@@ -119,15 +123,34 @@ impl<'a> Mounted<'a> {
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
         resident_bytes(self.pid()?)
     }
+
+    /// The most that was ever resident.
+    pub(crate) fn peak_bytes(&self) -> Result<u64> {
+        memory_bytes(self.pid()?, "VmHWM:")
+    }
+
+    /// CPU seconds that the process that serves it has used, in hundredths.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        const TICKS_PER_SECOND: f64 = 100.0;
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid()?))?;
+        // The name in front may hold anything but the last parenthesis.
+        let (_, fields) = text.rsplit_once(')').context("no name in stat")?;
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        Ok(ticks.sum::<Result<u64, _>>()? as f64 / TICKS_PER_SECOND)
+    }
 }
 
 /// Resident memory of a process, in bytes.
 pub(crate) fn resident_bytes(pid: u64) -> Result<u64> {
+    memory_bytes(pid, "VmRSS:")
+}
+
+fn memory_bytes(pid: u64, field: &str) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib: u64 = text
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
-        .context("no VmRSS")?;
+        .find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok())
+        .with_context(|| format!("no {field}"))?;
     Ok(kib << 10)
 }
 

@@ -222,8 +222,9 @@ fn fleet(arguments: Fleet) -> Result<ExitCode> {
 }
 
 fn promises(arguments: Promises) -> Result<ExitCode> {
-    let Promises { names, spanfs, images, scratch, runs, requests, out } = arguments;
-    let lab = lab::Lab::new(spanfs, images, scratch, runs, requests)?;
+    let Promises { names, spanfs, images, scratch, runs, soak, requests, out } = arguments;
+    let soak = std::time::Duration::from_secs(soak * 60);
+    let lab = lab::Lab::new(spanfs, images, scratch, runs, soak, requests)?;
     let mut report = report::Report::new(out)?;
     promises::run(&names, &lab, &mut report)?;
     report.finish()?;
