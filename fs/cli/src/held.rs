@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::process::geteuid;
 use spanfs_mount::hold::{Holder, Holding, Name};
 use spanfs_mount::transport::Privilege;
-use spanfs_mount::{Mounter, MounterOptions};
+use spanfs_mount::{Inherited, Mounter, MounterOptions};
 
 use crate::failure::Failure;
 use crate::runtime;
@@ -46,6 +46,6 @@ pub(crate) fn end(directory: &Path, state: &Path) -> Result<(), Failure> {
     let inherited = Mounter::new(options).and_then(|mounter| mounter.inherit(Privilege::Root));
     let inherited = inherited
         .map_err(|error| Failure::caused(crate::failure::Code::Failed, attempted(), &error))?;
-    inherited.discard();
+    inherited.at(directory).into_iter().for_each(Inherited::discard);
     Ok(())
 }

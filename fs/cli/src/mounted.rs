@@ -106,12 +106,8 @@ pub fn show(
     let mut mounter_options = MounterOptions::new(&options.state);
     mounter_options.holding.clone_from(&options.holding);
     let mounter = Mounter::new(mounter_options)?;
-    let inheritance = mounter.inherit(choice.privilege)?;
-    let old = inheritance.at(mount_point).pop();
-    if inheritance.count() > 0 {
-        tracing::info!(count = inheritance.count(), "dead mounts are taken away");
-    }
-    inheritance.discard();
+    // Those of others that the kernel serves alone wait for successors of their own.
+    let old = mounter.inherit(choice.privilege)?.at(mount_point).pop();
     if options.succeeds && old.is_none() {
         return Err(ShowError::Ended);
     }

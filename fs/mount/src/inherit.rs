@@ -123,7 +123,6 @@ impl Mounter {
                     tracing::error!(
                         "mount {name} can't be taken over, its readers get errors: {error}"
                     );
-                    record.abandon();
                     let_go();
                     continue;
                 }
@@ -188,6 +187,7 @@ impl Mounter {
             return Err(MountError::NotTheSame { mount_point });
         }
         let Inherited { record, contents, live, names, holding, privilege } = inherited;
+        record.claim();
         let kept = Kept::new(record, holding, self.left());
         kept.resume_record(names);
         let mut mount = Mount::resumed(privilege, contents.places.staging, kept, contents.mounted);
@@ -237,9 +237,11 @@ impl Inherited {
             false => record::clean(&contents.places, privilege),
         };
         record::remove_staging(&contents.places.staging);
-        if let Err(error) = outcome {
-            record.abandon();
-            tracing::warn!("mount at {} stays: {error}", contents.places.mount_point.display());
+        match outcome {
+            Ok(()) => record.claim(),
+            Err(error) => {
+                tracing::warn!("mount at {} stays: {error}", contents.places.mount_point.display());
+            }
         }
         if let Some(holding) = holding {
             let of_sessions = live.iter().flat_map(|(_, names)| names);

@@ -144,10 +144,15 @@ impl Record {
         })
     }
 
-    /// One that a predecessor has written, by its open file.
+    /// One that a predecessor has written, by its open file. It stays until it is [`Self::claim`]ed.
     pub(crate) fn resume(directory: &Path, name: &str, file: OwnedFd) -> Self {
         let path = directory.join(format!("{name}{SUFFIX}"));
-        Self { path, is_removed: AtomicBool::new(true), file: Arc::new(file) }
+        Self { path, is_removed: AtomicBool::new(false), file: Arc::new(file) }
+    }
+
+    /// From now on it goes with this value.
+    pub(crate) fn claim(&self) {
+        self.is_removed.store(true, Ordering::Relaxed);
     }
 
     /// Its name, unique among mounts.
@@ -225,15 +230,15 @@ pub struct Recovered {
 pub fn recover(directory: &Path, privilege: Privilege) -> io::Result<Vec<Recovered>> {
     let clean_up = |orphan: Orphan| {
         let outcome = clean(&orphan.contents.places, privilege);
-        if outcome.is_err() {
-            orphan.record.abandon();
+        if outcome.is_ok() {
+            orphan.record.claim();
         }
         Recovered { mount_point: orphan.contents.places.mount_point, outcome }
     };
     Ok(orphans(directory)?.into_iter().map(clean_up).collect())
 }
 
-/// An abandoned record, ours from now on.
+/// An abandoned record, locked by us from now on; it stays unless it is claimed.
 pub(crate) struct Orphan {
     pub(crate) record: Record,
     pub(crate) contents: Contents,
@@ -269,7 +274,7 @@ fn orphan(path: &Path) -> io::Result<Option<Orphan>> {
     }
     let file = Arc::new(OwnedFd::from(file));
     let contents = read(&file)?;
-    let record = Record { path: path.to_owned(), is_removed: AtomicBool::new(true), file };
+    let record = Record { path: path.to_owned(), is_removed: AtomicBool::new(false), file };
     Ok(Some(Orphan { record, contents }))
 }
 

@@ -53,6 +53,7 @@ fn what_happened_is_read_again_also_by_who_has_the_same_open_file() {
     drop(record);
     assert!(orphans(directory.path()).unwrap().is_empty(), "the open file has the lock");
     let resumed = Record::resume(directory.path(), &name, file);
+    resumed.claim();
     let expected = Contents {
         places: odd_places(),
         sessions: vec![session],
