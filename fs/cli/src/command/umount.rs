@@ -1,5 +1,6 @@
 //! `spanfs umount`: ask the process behind a mount to end it; take away what a dead one left.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use crate::runtime::{self, Ask, UNMOUNT_TIME_MAX};
 /// A process that has unmounted ends within moments.
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 const END_POLL: Duration = Duration::from_millis(10);
+/// A killed process of a background mount has a successor within tenths of a second, or none.
+const SUCCESSOR_TIME_MAX: Duration = Duration::from_secs(3);
 
 pub(crate) fn umount(arguments: &Umount, output: &Output) -> Result<(), Failure> {
     let sockets = if arguments.all {
@@ -53,8 +56,7 @@ pub(crate) fn canonical_parent(path: &Path) -> PathBuf {
 fn end(directory: Option<&Path>, socket: &Path) -> Result<Option<PathBuf>, Failure> {
     let shown = directory.map_or_else(|| socket.display(), |directory| directory.display());
     let attempted = format!("unmounting {shown}");
-    let answer = runtime::ask(socket, Ask::Unmount, UNMOUNT_TIME_MAX)
-        .map_err(|error| Failure::io(attempted.clone(), &error))?;
+    let answer = ask(directory, socket).map_err(|error| Failure::io(attempted.clone(), &error))?;
     match answer {
         Some(answer) => match answer["error"].as_str() {
             Some(reason) => Err(Failure::new(Code::Failed, attempted, reason)
@@ -65,6 +67,29 @@ fn end(directory: Option<&Path>, socket: &Path) -> Result<Option<PathBuf>, Failu
             }
         },
         None => take_away(directory, socket, attempted),
+    }
+}
+
+/// Ask its process. `None` if there is none, and no successor of it comes either.
+fn ask(directory: Option<&Path>, socket: &Path) -> io::Result<Option<Value>> {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let until = Instant::now() + SUCCESSOR_TIME_MAX;
+    loop {
+        let answer = match runtime::ask(socket, Ask::Unmount, UNMOUNT_TIME_MAX) {
+            // It was about to die.
+            Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {
+                None
+            }
+            answer => answer?,
+        };
+        let has_successor = || {
+            let pinned = directory.and_then(|directory| runtime::pinned(directory).ok());
+            pinned.is_some_and(|pinned| pinned.exists())
+        };
+        if answer.is_some() || Instant::now() > until || !has_successor() {
+            return Ok(answer);
+        }
+        std::thread::sleep(END_POLL);
     }
 }
 
