@@ -213,19 +213,19 @@ pub(super) fn memory(lab: &Lab, report: &mut Report) -> Result<()> {
     report.row(&row(what, mib(&daemon)?, Goal::AtMost(120.0)))
 }
 
-fn runtime() -> Result<Runtime> {
+pub(super) fn runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 /// The built daemon, with a root of its own, gone with this value together with its mounts.
-struct Daemon {
+pub(super) struct Daemon {
     program: PathBuf,
-    root: PathBuf,
+    pub(super) root: PathBuf,
     child: Child,
 }
 
 impl Daemon {
-    fn start(lab: &Lab, name: &str) -> Result<Self> {
+    pub(super) fn start(lab: &Lab, name: &str) -> Result<Self> {
         let program = lab.spanfs.with_file_name("spanfs-snapshotter");
         ensure!(
             program.exists(),
@@ -240,7 +240,7 @@ impl Daemon {
     }
 
     /// End it as a supervisor does, and start it again.
-    fn restart(&mut self) -> Result<()> {
+    pub(super) fn restart(&mut self) -> Result<()> {
         self.end(rustix::process::Signal::TERM)?;
         self.child = spawn(&self.program, &self.root)?;
         Ok(())
@@ -253,7 +253,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn connect(&self) -> Result<SnapshotsClient<Channel>> {
+    pub(super) async fn connect(&self) -> Result<SnapshotsClient<Channel>> {
         let socket = self.root.join("sock");
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
         let end = Instant::now() + PATIENCE;
@@ -301,7 +301,7 @@ impl Drop for Daemon {
 }
 
 /// containerd pulling an image, as far as the daemon sees it.
-struct Pull {
+pub(super) struct Pull {
     client: SnapshotsClient<Channel>,
     reference: String,
     manifest: Digest,
@@ -311,7 +311,11 @@ struct Pull {
 }
 
 impl Pull {
-    fn of(layout: &Path, reference: &str, client: SnapshotsClient<Channel>) -> Result<Self> {
+    pub(super) fn of(
+        layout: &Path,
+        reference: &str,
+        client: SnapshotsClient<Channel>,
+    ) -> Result<Self> {
         let read =
             |digest: &Digest| fs::read(layout.join("blobs/sha256").join(digest.hex().to_string()));
         let index = Index::parse(&fs::read(layout.join("index.json"))?)?;
@@ -338,7 +342,7 @@ impl Pull {
     }
 
     /// Have the next layer shown; how long that took.
-    async fn layer(&mut self) -> Result<Duration> {
+    pub(super) async fn layer(&mut self) -> Result<Duration> {
         let (blob, chain) = self.layers.next().context("no layer is left")?;
         let labels = BTreeMap::from([
             (TARGET.to_owned(), chain.clone()),

@@ -1,9 +1,9 @@
-//! The process behind a mount killed a hundred times, with readers that compare every byte: how long
-//! they wait for its successor.
+//! The process behind a mount killed, and the daemon restarted, a hundred times each, with readers that
+//! compare every byte: how long they wait for the successor.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use rustix::fs::Advice;
 use rustix::process::{Pid, Signal, kill_process};
 use spanfs_registry::Link;
 
+use super::daemon::{Daemon, Pull, runtime};
 use super::{indexed_image, serve};
 use crate::content::Layer;
 use crate::lab::{Lab, Mounted};
@@ -21,12 +22,18 @@ use crate::report::{Goal, Report, Row};
 const FILES: usize = 40;
 const FILE_BYTES: usize = 1 << 20;
 const READERS: usize = 4;
-const KILLS: usize = 100;
-/// Readers go on for so long between two kills.
+const TIMES: usize = 100;
+/// Readers go on for so long between two of them.
 const EVERY: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
+    let holder = lab.spanfs.with_file_name("spanfs-hold");
+    ensure!(
+        holder.exists(),
+        "{} is not there: cargo build --release -p spanfs-hold",
+        holder.display()
+    );
     let layout = indexed_image(lab, "restart", || {
         let mut layer = Layer::new(5);
         for number in 0..FILES {
@@ -34,58 +41,71 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         }
         Ok([layer])
     })?;
-    for (front, words) in [("erofs", "EROFS over one-file FUSE"), ("inode", "inode front")] {
-        let (registry, reference) = serve(&layout, Link::UNLIMITED)?;
-        let dir = lab.dir("restart")?;
-        let mounted = Mounted::new(lab, &dir, &reference, &["--front", front, "--no-background"])?;
-        let mut pauses = kills(&mounted)?;
-        drop(mounted);
-        drop(registry);
-        pauses.sort_by(f64::total_cmp);
-        let at = |part: f64| pauses[((pauses.len() - 1) as f64 * part).round() as usize];
-        for (what, value, goal) in [
-            ("median", at(0.5), Goal::None),
-            ("p99", at(0.99), Goal::AtMost(200.0)),
-            ("longest", at(1.0), Goal::None),
-        ] {
-            report.row(&Row {
-                promise: "edge-restart",
-                what: format!("pause of readers at a kill -9, {words}, {what} of {KILLS}"),
-                value,
-                unit: "ms",
-                goal,
-            })?;
-        }
+    let (registry, reference) = serve(&layout, Link::UNLIMITED)?;
+    let pauses = killed(lab, &reference)?;
+    tell(report, "kill -9, standalone, inode front", pauses)?;
+    let pauses = restarted(lab, &layout, &reference)?;
+    drop(registry);
+    tell(report, "planned restart of the daemon, EROFS over one-file FUSE", pauses)
+}
+
+fn tell(report: &mut Report, what: &str, mut pauses: Vec<f64>) -> Result<()> {
+    pauses.sort_by(f64::total_cmp);
+    let at = |part: f64| pauses[((pauses.len() - 1) as f64 * part).round() as usize];
+    for (figure, value, goal) in [
+        ("median", at(0.5), Goal::None),
+        ("p99", at(0.99), Goal::AtMost(200.0)),
+        ("longest", at(1.0), Goal::None),
+    ] {
+        let what = format!("pause of readers, {what}, {figure} of {TIMES}");
+        report.row(&Row { promise: "edge-restart", what, value, unit: "ms", goal })?;
     }
     Ok(())
 }
 
-/// The longest read around each kill, in milliseconds.
-fn kills(mounted: &Mounted<'_>) -> Result<Vec<f64>> {
-    let names: Vec<PathBuf> = (0..FILES).map(|it| mounted.root.join(format!("{it:03}"))).collect();
-    // What comes through the mount before the first kill is what must come after.
-    let contents = names.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
-    let readers = Readers { names, contents, ..Readers::default() };
+/// The process behind a background mount is killed, and its successor goes on.
+fn killed(lab: &Lab, reference: &str) -> Result<Vec<f64>> {
+    let dir = lab.dir("restart")?;
+    let options = ["--front", "inode", "--no-background"];
+    let mounted = Mounted::new(lab, &dir, reference, &options)?;
+    pauses(Readers::of(&mounted.root, None)?, || {
+        let pid = Pid::from_raw(i32::try_from(mounted.pid()?)?).context("no process")?;
+        Ok(kill_process(pid, Signal::KILL)?)
+    })
+}
+
+/// The snapshotter's daemon is told to end, and started again.
+fn restarted(lab: &Lab, layout: &Path, reference: &str) -> Result<Vec<f64>> {
+    let mut daemon = Daemon::start(lab, "restart-daemon")?;
+    runtime()?.block_on(async {
+        let mut image = Pull::of(layout, reference, daemon.connect().await?)?;
+        image.layer().await
+    })?;
+    let state = daemon.root.join("state");
+    let parts = fs::read_dir(state.join("spanfs/mounts"))?.filter_map(Result::ok);
+    let layer = parts.map(|part| part.path().join("file-0/layer")).find(|path| path.exists());
+    let layer = File::open(layer.context("the layer is not served by FUSE")?)?;
+    let root = state.join("snapshotter/snapshots/1/fs");
+    pauses(Readers::of(&root, Some(layer))?, || daemon.restart())
+}
+
+/// The longest read around each time, in milliseconds.
+fn pauses(readers: Readers, mut interrupt: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     std::thread::scope(|scope| {
         for reader in 0..READERS {
             let readers = &readers;
             scope.spawn(move || readers.read(reader));
         }
-        let outcome = (0..KILLS).map(|_| readers.pause_at(|| kill(mounted))).collect();
+        let outcome = (0..TIMES).map(|_| readers.pause_at(&mut interrupt)).collect();
         readers.stop.store(true, Ordering::Relaxed);
         outcome
     })
 }
 
-/// Kill the process that serves now.
-fn kill(mounted: &Mounted<'_>) -> Result<()> {
-    let pid = mounted.pid()?;
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
-    Ok(kill_process(pid, Signal::KILL)?)
-}
-
 #[derive(Default)]
 struct Readers {
+    /// Whose pages are dropped, so that reads of a filesystem above come to us.
+    layer: Option<File>,
     names: Vec<PathBuf>,
     contents: Vec<Vec<u8>>,
     stop: AtomicBool,
@@ -95,6 +115,13 @@ struct Readers {
 }
 
 impl Readers {
+    /// What comes through the mount now is what must come ever after.
+    fn of(root: &Path, layer: Option<File>) -> Result<Self> {
+        let names: Vec<PathBuf> = (0..FILES).map(|it| root.join(format!("{it:03}"))).collect();
+        let contents = names.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { layer, names, contents, ..Self::default() })
+    }
+
     fn read(&self, reader: usize) {
         let mut number = reader * 7;
         while !self.stop.load(Ordering::Relaxed) {
@@ -117,13 +144,16 @@ impl Readers {
         self.longest_us.fetch_max(took, Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
         ensure!(bytes == self.contents[number][offset..][..bytes.len()], "wrong bytes in {number}");
-        Ok(rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?)
+        for file in std::iter::once(&file).chain(&self.layer) {
+            rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?;
+        }
+        Ok(())
     }
 
-    fn pause_at(&self, kill: impl FnOnce() -> Result<()>) -> Result<f64> {
+    fn pause_at(&self, interrupt: &mut impl FnMut() -> Result<()>) -> Result<f64> {
         std::thread::sleep(EVERY / 2);
         self.longest_us.store(0, Ordering::Relaxed);
-        kill()?;
+        interrupt()?;
         let (before, until) = (self.count.load(Ordering::Relaxed), Instant::now() + PATIENCE);
         while self.count.load(Ordering::Relaxed) < before + 4 * READERS as u64 {
             if let Some(error) = &*self.error.lock().unwrap_or_else(|it| it.into_inner()) {
