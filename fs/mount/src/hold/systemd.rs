@@ -6,14 +6,19 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType,
 };
 
 use super::{Hold, Name};
+
+/// systemd reads a few messages ahead; one that does not read at all must not stop us.
+const SEND_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The store of the unit that we run as.
 pub struct FdStore {
@@ -32,10 +37,11 @@ impl FdStore {
         };
         let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
         let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIME_MAX))?;
         Ok(Self { socket, address, inherited: Mutex::new(inherited) })
     }
 
-    fn tell(&self, text: &str, descriptor: Option<&OwnedFd>) -> io::Result<()> {
+    fn tell(&self, text: &str, descriptor: Option<&OwnedFd>, flags: SendFlags) -> io::Result<()> {
         let descriptors: Vec<_> = descriptor.iter().map(|it| it.as_fd()).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -43,8 +49,7 @@ impl FdStore {
             let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
             assert!(fits, "room for one descriptor was made");
         }
-        // A supervisor that does not read must not stop us.
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let flags = flags | SendFlags::NOSIGNAL;
         let parts = [IoSlice::new(text.as_bytes())];
         rustix::net::sendmsg_addr(&self.socket, &self.address, &parts, &mut control, flags)?;
         Ok(())
@@ -53,12 +58,13 @@ impl FdStore {
 
 impl Hold for FdStore {
     fn keep(&self, name: &Name, descriptor: &Arc<OwnedFd>) -> io::Result<()> {
-        self.tell(&format!("FDSTORE=1\nFDNAME={}", name.as_str()), Some(descriptor))
+        let text = format!("FDSTORE=1\nFDNAME={}", name.as_str());
+        self.tell(&text, Some(descriptor), SendFlags::empty())
     }
 
     fn release(&self, name: &Name) {
         let text = format!("FDSTOREREMOVE=1\nFDNAME={}", name.as_str());
-        if let Err(error) = self.tell(&text, None) {
+        if let Err(error) = self.tell(&text, None, SendFlags::DONTWAIT) {
             tracing::warn!("systemd goes on keeping {}: {error}", name.as_str());
         }
     }
