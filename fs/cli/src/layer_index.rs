@@ -225,7 +225,7 @@ impl<'a> Plan<'a> {
             return Ok(made);
         }
         let path = directory.join(&self.key);
-        let (note, bytes, implied) = self.make(described)?;
+        let Fresh { note, bytes, implied } = self.make(described)?;
         let file = write(&path, &bytes)
             .map_err(|source| ShowError::State { path: path.clone(), source })?;
         let (sealing, note_path) = (note.clone(), note_path(&path));
@@ -250,7 +250,7 @@ impl<'a> Plan<'a> {
         self.layer.tree_with(self.options(), &records)
     }
 
-    fn make(&self, described: Vec<Described>) -> Result<(Note, Vec<u8>, Vec<Vec<u8>>), ShowError> {
+    fn make(&self, described: Vec<Described>) -> Result<Fresh, ShowError> {
         let before: Vec<Record> = described.into_iter().map(record).collect();
         let tree = self.layer.tree_with(self.options(), &before)?;
         let implied = implied(&tree);
@@ -267,8 +267,16 @@ impl<'a> Plan<'a> {
             copies: copies.map(|it| (it.from.start.0, it.from.end.0, it.to.0)).collect(),
             implied: !implied.is_empty(),
         };
-        Ok((note, index.bytes, implied))
+        Ok(Fresh { note, bytes: index.bytes, implied })
     }
+}
+
+/// An index that no disk has yet.
+struct Fresh {
+    note: Note,
+    bytes: Vec<u8>,
+    /// Directories that the layer only implies.
+    implied: Vec<Vec<u8>>,
 }
 
 fn note_path(index: &Path) -> PathBuf {
