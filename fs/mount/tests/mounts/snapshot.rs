@@ -13,7 +13,7 @@ pub(crate) fn of(root: &Path) -> Snapshot {
     let mut inodes = HashMap::new();
     walk(root, root, &mut snapshot, &mut inodes);
     // "Same as" names the first path, whatever the order of the walk was.
-    let mut first: HashMap<u64, String> = HashMap::new();
+    let mut first: HashMap<Inode, String> = HashMap::new();
     for path in snapshot.keys() {
         first.entry(inodes[path]).or_insert_with(|| path.clone());
     }
@@ -23,7 +23,10 @@ pub(crate) fn of(root: &Path) -> Snapshot {
     snapshot
 }
 
-fn walk(root: &Path, directory: &Path, out: &mut Snapshot, inodes: &mut HashMap<String, u64>) {
+/// Device and number: layers below an overlay have numbers of their own.
+type Inode = (u64, u64);
+
+fn walk(root: &Path, directory: &Path, out: &mut Snapshot, inodes: &mut HashMap<String, Inode>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
         let path = entry.path();
@@ -31,7 +34,7 @@ fn walk(root: &Path, directory: &Path, out: &mut Snapshot, inodes: &mut HashMap<
         let file_type = metadata.file_type();
         assert_eq!(entry.file_type().unwrap(), file_type, "type in the listing of {path:?}");
         let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-        inodes.insert(name.clone(), metadata.ino());
+        inodes.insert(name.clone(), (metadata.dev(), metadata.ino()));
         let is_device = file_type.is_char_device() || file_type.is_block_device();
         let content = if file_type.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
         if file_type.is_file() {
