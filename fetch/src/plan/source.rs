@@ -113,6 +113,10 @@ impl Plan {
             // Another target has been found since; the old one's failures say nothing about it.
             return;
         }
+        if matches!(blob.source, Source::Locating { .. }) && failure.class() != Class::Retry {
+            // Sent together with the one for which another target is being looked for: nothing new.
+            return;
+        }
         if failure.kind == FailureKind::NoRanges {
             let until = now + self.options.no_ranges_memory;
             if self.whole_hosts.len() >= WHOLE_HOSTS_MAX {
