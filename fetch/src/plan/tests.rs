@@ -337,3 +337,39 @@ fn a_target_that_lies_is_left_once() {
 }
 
 const DISTRUST_MEMORY: Duration = Duration::from_secs(2);
+
+#[test]
+fn requests_that_a_target_refuses_together_count_once() {
+    let now = Instant::now();
+    let mut plan = Plan::new(PlanOptions { connections_demand: 0, ..options() });
+    plan.handle_open(BlobId(1), SIZE);
+    for id in 0..4 {
+        plan.handle_want(
+            WantId(id),
+            BlobId(1),
+            id * 1000..(id + 1) * 1000,
+            Priority::Prefetch,
+            now,
+        );
+    }
+    let mut starts = Vec::new();
+    while let Some(action) = plan.poll_action(now) {
+        match action {
+            Action::Locate { blob, generation, .. } => {
+                let located = Located { host: "mirror".to_owned(), expires: None, changed: true };
+                assert!(plan.handle_located(blob, generation, Ok(located), now));
+            }
+            Action::Start(start) => starts.push(start.id),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(starts.len(), 4);
+    for id in starts {
+        let gone = Failure::new(FailureKind::Status(404), "not here");
+        plan.handle_ended(id, Err(gone), now);
+    }
+    // The next one is asked for, and no want is given up.
+    let told = plan.poll_action(now);
+    assert!(matches!(told, Some(Action::Locate { failure: Some(_), .. })), "{told:?}");
+    assert!(plan.poll_action(now).is_none());
+}
