@@ -59,12 +59,14 @@ pub(super) fn decode<S: Sink + Send>(
     let fault =
         |reason: String| CacheError::Decompressor { layer, program: program.path.clone(), reason };
     let started = start(program).map_err(|error| fault(format!("cannot be started: {error}")))?;
-    let Started { child, input, mut output, errors } = started;
+    let Started { child, input, output, errors } = started;
     let watch = Watch::new(child);
     let mut blob_hash = Hasher::new(layer.algorithm());
     let (fed, built, said) = std::thread::scope(|scope| {
         let said = scope.spawn(|| tail(errors));
-        let reading = scope.spawn(|| read(&mut output, builder, &watch, failed));
+        let watched = &watch;
+        // It takes the pipe along: a program whose output is refused is not to wait for its reader.
+        let reading = scope.spawn(move || read(output, builder, watched, failed));
         let watching = scope.spawn(|| watch.run(program.patience, spec.stop));
         let mut input = Some(input);
         let fed = source::feed(spec, claim, |bytes| {
@@ -90,17 +92,20 @@ pub(super) fn decode<S: Sink + Send>(
         return Err(fault(format!("it made no progress for {patience:?} and was ended; {said}")));
     }
     check(layer, "its blob has digest", &blob_hash.finish(), &layer)?;
-    match status {
-        Ok(status) if status.success() => {}
-        Ok(status) => return Err(fault(format!("{status}; {said}"))),
+    let status = match status {
+        Ok(status) => status,
         Err(error) => return Err(fault(format!("its end is unknown: {error}; {said}"))),
-    }
+    };
     let mut built = match built {
         Err(CacheError::Build { source, .. }) => {
-            return Err(fault(format!("its output is no layer: {}; {said}", causes(&source))));
+            let causes = causes(&source);
+            return Err(fault(format!("its output is no layer: {causes}; {status}; {said}")));
         }
         built => built?,
     };
+    if !status.success() {
+        return Err(fault(format!("{status}; {said}")));
+    }
     if let Some(diff_id) = spec.diff_id.filter(|it| it.algorithm() == built.diff_id.algorithm())
         && built.diff_id != diff_id
     {
@@ -171,7 +176,7 @@ fn pid_of(child: &Child) -> Option<Pid> {
 const PIECE_LEN: usize = 256 << 10;
 
 fn read<S: Sink>(
-    output: &mut ChildStdout,
+    mut output: ChildStdout,
     mut builder: LayerBuilder<S>,
     watch: &Watch,
     failed: impl Fn(BuildError) -> CacheError,
