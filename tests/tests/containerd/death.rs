@@ -1,5 +1,6 @@
 //! The daemon killed in the middle of pulls, runs and removals.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -45,21 +46,26 @@ fn image() -> Image {
 }
 
 fn kill_and_look(version: Version, image: &str) {
-    let mut node = Node::start(&Setup::of(version));
+    let node = Node::start(&Setup::of(version));
     let mounts = node.mounts();
     let kills = if soak() { KILLS_SOAK } else { KILLS };
     for round in 0..kills {
         // Every moment of a cycle comes near once; the golden ratio never repeats one.
         let part = (0.3 + round as f64 * 0.618_034).fract();
         let pid = node.daemon_pid();
+        let killed = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let worker = scope.spawn(|| while cycle(&node, image, round).is_ok() {});
+            let worker = scope.spawn(|| {
+                while cycle(&node, image, round).is_ok() && !killed.load(Ordering::Relaxed) {}
+            });
             std::thread::sleep(CYCLE.mul_f64(part));
             assert!(signal(pid, Signal::KILL), "the daemon ended by itself");
+            killed.store(true, Ordering::Relaxed);
+            // A container that reads waits for the next daemon; it may well end as if nothing were.
+            node.stop_daemon(Signal::KILL);
+            node.start_daemon();
             worker.join().expect("a cycle fails without panic");
         });
-        node.stop_daemon(Signal::KILL);
-        node.start_daemon();
         node.wait_for_reconnection();
         clear(&node);
         consistent_snapshots(&node);

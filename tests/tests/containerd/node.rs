@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -59,7 +60,8 @@ pub(crate) struct Node {
     /// Unique among nodes; names of containers begin with it.
     pub(crate) id: String,
     pub(crate) version: Version,
-    daemon: Option<Inside>,
+    /// Behind a lock, so that it can be ended and started while others use the node.
+    daemon: Mutex<Option<Inside>>,
     containerd: Option<Inside>,
     /// Its namespaces; none once they have ended.
     namespaces: Option<spanfs_node::Node>,
@@ -76,7 +78,8 @@ impl Node {
         let namespaces = spanfs_node::Node::start(dir.path(), setup.network);
         let namespaces = Some(namespaces.expect("the namespaces of a node"));
         let version = setup.version;
-        let mut node = Self { id, version, daemon: None, containerd: None, namespaces, dir };
+        let mut node =
+            Self { id, version, daemon: Mutex::default(), containerd: None, namespaces, dir };
         node.start_daemon();
         node.start_containerd();
         node
@@ -93,9 +96,13 @@ impl Node {
         format!("/proc/{}/root", self.namespaces().init()).into()
     }
 
+    fn daemon(&self) -> MutexGuard<'_, Option<Inside>> {
+        self.daemon.lock().expect("nobody panicked with it")
+    }
+
     /// The daemon's process.
     pub(crate) fn daemon_pid(&self) -> u32 {
-        self.daemon.as_ref().expect("the daemon runs").pid
+        self.daemon().as_ref().expect("the daemon runs").pid
     }
 
     /// A command in the node's namespaces.
@@ -121,12 +128,13 @@ impl Node {
     }
 
     /// Starts the daemon as the peer is started.
-    pub(crate) fn start_daemon(&mut self) {
-        assert!(self.daemon.is_none(), "the daemon runs already");
+    pub(crate) fn start_daemon(&self) {
+        let mut place = self.daemon();
+        assert!(place.is_none(), "the daemon runs already");
         let mut command = self.enter(self.path("bin").join(DAEMON));
         command.args(["--log-level", "debug"]).env("RUST_BACKTRACE", "1");
         let daemon = Inside::start(command, self.log("daemon")).expect("the daemon starts");
-        let daemon = self.daemon.insert(daemon);
+        let daemon = place.insert(daemon);
         let socket = self.dir.path().join(DAEMON_SOCKET);
         wait_for("the daemon's socket", PATIENCE, || {
             assert!(daemon.is_alive(), "the daemon ended");
@@ -135,8 +143,8 @@ impl Node {
     }
 
     /// Ends the daemon: KILL at once, TERM and INT in order.
-    pub(crate) fn stop_daemon(&mut self, with: Signal) {
-        end(self.daemon.take().expect("the daemon runs"), with, PATIENCE);
+    pub(crate) fn stop_daemon(&self, with: Signal) {
+        end(self.daemon().take().expect("the daemon runs"), with, PATIENCE);
     }
 
     /// Waits until containerd has found a daemon that was started again: it backs off for seconds.

@@ -36,7 +36,7 @@ fn doctor_knows_a_node_that_is_well(version: Version) {
         return;
     }
     let registry = DockerRegistry::start(&Guarded::default());
-    let mut node = Node::start(&Setup::of(version));
+    let node = Node::start(&Setup::of(version));
     let (status, said) = spanfs(&node, &["doctor", "--plain-http", &registry.address]);
     assert_eq!((status, &said["ok"]), (Some(0), &Value::Bool(true)), "{said}");
     for about in ["fuse", "overlayfs", "snapshotter", "settings", "containerd", "registry", "clock"]

@@ -79,8 +79,8 @@ fn with_node(name: &str, layout: &str, config: &str, work: impl FnOnce(&mut Repl
     }
     let registry = Registry::builder().start().expect("a registry");
     serve(&registry, &format!("fx/{name}"), layout);
-    let mut node = Node::start(&Setup { config, ..Setup::of(Version::One) });
-    work(&mut Replay::new(&mut node, registry.addr().to_string()));
+    let node = Node::start(&Setup { config, ..Setup::of(Version::One) });
+    work(&mut Replay::new(&node, registry.addr().to_string()));
 }
 
 /// Puts a golden image into the registry; an index of version 1 lies beside the plain image.
@@ -107,7 +107,7 @@ fn serve(registry: &Registry, repository: &str, name: &str) {
 
 /// One daemon that gets the calls.
 struct Replay<'n> {
-    node: &'n mut Node,
+    node: &'n Node,
     registry: String,
     runtime: tokio::runtime::Runtime,
     client: SnapshotsClient<Channel>,
@@ -119,7 +119,7 @@ struct Replay<'n> {
 type Answer = Result<Value, Status>;
 
 impl<'n> Replay<'n> {
-    fn new(node: &'n mut Node, registry: String) -> Self {
+    fn new(node: &'n Node, registry: String) -> Self {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let client = client(&runtime, node);

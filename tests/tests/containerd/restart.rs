@@ -15,7 +15,7 @@ fn layers_come_back_without_the_registry(version: Version) {
     let registry = Registry::builder().start().expect("a registry");
     let (reference, _) = image().push_indexed(&registry, "test/restart", "v2");
     let config = "[background_fetch]\n  disable = true\n";
-    let mut node = Node::start(&Setup { config, ..Setup::of(version) });
+    let node = Node::start(&Setup { config, ..Setup::of(version) });
     pull_by_cri(&node, &reference);
     assert_lazy(&node, 2);
     let script = ["/bin/sh", "-c", "cat /data/3 /data/4 /app/data | sha256sum"];

@@ -32,7 +32,7 @@ fn containers_outlive_the_daemon(version: Version) {
     let registry = Registry::builder().start().expect("a registry");
     let (reference, _) = image().push_indexed(&registry, "test/survive", "v2");
     let config = "[background_fetch]\n  disable = true\n";
-    let mut node = Node::start(&Setup { config, ..Setup::of(version) });
+    let node = Node::start(&Setup { config, ..Setup::of(version) });
     pull_by_cri(&node, &reference);
     assert_lazy(&node, 2);
     // What is read is on its way whenever the daemon dies: 24 MB take all of the test.
