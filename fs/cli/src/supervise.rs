@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// again with the requests that they were killed by.
 const SHORT_LIFE: Duration = Duration::from_millis(300);
 const SHORT_LIVES_MAX: u32 = 5;
+/// Exit status of a Rust program whose main thread panicked.
+const PANICKED: i32 = 101;
 /// Between the end of a short life and the next.
 const PAUSE: Duration = Duration::from_millis(300);
 
@@ -54,7 +56,7 @@ pub(crate) fn supervise(
         if status.success() {
             return Ok(ExitCode::SUCCESS);
         }
-        short_lives = if born.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
+        short_lives = if is_wasted(status, born.elapsed()) { short_lives + 1 } else { 0 };
         if short_lives > SHORT_LIVES_MAX {
             tracing::error!(%status, "the mount ends: its server ends again and again");
             give_up()?;
@@ -69,13 +71,19 @@ pub(crate) fn supervise(
     }
 }
 
+/// Whether a life brings the end of the mount nearer. One that ended by its own decision may have waited
+/// long for what it lacks: a registry that is gone, say.
+fn is_wasted(status: ExitStatus, life: Duration) -> bool {
+    status.code().is_some_and(|code| code != PANICKED) || life < SHORT_LIFE
+}
+
 fn start(how: &str, stdout: Stdio) -> io::Result<Child> {
     let own = std::env::args_os().skip(1).filter(|it| it != "--background-process");
     Command::new("/proc/self/exe").args(own).arg(how).stdin(Stdio::null()).stdout(stdout).spawn()
 }
 
 /// Wait for its end; signals are passed on.
-fn wait(server: &mut Child, signals: &Receiver<Signal>) -> io::Result<std::process::ExitStatus> {
+fn wait(server: &mut Child, signals: &Receiver<Signal>) -> io::Result<ExitStatus> {
     let pid = Pid::from_child(server);
     loop {
         if let Some(status) = server.try_wait()? {
@@ -91,7 +99,7 @@ fn wait(server: &mut Child, signals: &Receiver<Signal>) -> io::Result<std::proce
     }
 }
 
-fn code_of(status: std::process::ExitStatus) -> ExitCode {
+fn code_of(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     ExitCode::from(code)
 }
@@ -105,4 +113,22 @@ fn detach(report: &str, log: &Path) -> io::Result<()> {
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     Ok(dup2_stderr(&log)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    /// A successor that gave up after 30 s of waiting for its registry was started again for ever.
+    #[test]
+    fn lives_that_end_by_decision_or_at_once_are_wasted() {
+        let killed = ExitStatus::from_raw(9);
+        let exited = |code: i32| ExitStatus::from_raw(code << 8);
+        let long = Duration::from_secs(30);
+        assert!(is_wasted(exited(1), long));
+        assert!(is_wasted(killed, Duration::ZERO) && is_wasted(exited(PANICKED), Duration::ZERO));
+        assert!(!is_wasted(killed, long) && !is_wasted(exited(PANICKED), long));
+    }
 }
