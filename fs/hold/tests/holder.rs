@@ -233,14 +233,11 @@ fn it_outlives_the_process_that_started_it_and_its_session() {
     let holder = Holder::start(directory.path());
     let (reader, _writer) = rustix::pipe::pipe().unwrap();
     assert_eq!(holder.connect().keep("kept", &reader), Reply::Done);
-    let own = rustix::process::getsid(None).unwrap();
+    // Its own session and group, as what a terminal sends goes to those. Ours may lie outside of our pid namespace,
+    // where the kernel calls it 0, so it is not asked for.
     let pid = rustix::process::Pid::from_child(&holder.child);
-    assert_ne!(rustix::process::getsid(Some(pid)).unwrap(), own);
-    for signal in [rustix::process::Signal::HUP, rustix::process::Signal::INT] {
-        // What a terminal sends goes to its session's processes.
-        let group = rustix::process::getpgid(Some(pid)).unwrap();
-        assert_ne!(group, rustix::process::getpgrp(), "{signal:?} would reach it");
-    }
+    assert_eq!(rustix::process::getsid(Some(pid)).unwrap(), pid);
+    assert_eq!(rustix::process::getpgid(Some(pid)).unwrap(), pid);
     assert_eq!(holder.connect().take("kept").len(), 1);
 }
 
