@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::peers::{DockerRegistry, Guarded, able, fixture, run, skopeo_copy};
+use crate::peers::{DockerRegistry, Guarded, able, fixture, run, skopeo_copy, spanfs};
 use crate::scratch::{Scratch, SmallDisk};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -21,6 +21,16 @@ fn demo(scratch: &Scratch, arguments: &[&str]) -> (Command, PathBuf) {
     let mut command = scratch.spanfs();
     command.arg("demo").args(arguments).env("TMPDIR", &tmp).stdin(Stdio::null());
     (command, tmp)
+}
+
+/// The same without `spanfs-hold` beside it, as `cargo run` has it.
+fn alone(scratch: &Scratch, command: &Command) -> Command {
+    let program = scratch.path("spanfs");
+    fs::copy(spanfs(), &program).expect("copy");
+    let mut alone = Command::new(program);
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    alone.args(command.get_args()).envs(set).stdin(Stdio::null());
+    alone
 }
 
 /// No file, no mount, no process.
@@ -50,8 +60,11 @@ fn demo_of_this_machine_compares_and_checks_every_file() {
         return;
     }
     let scratch = Scratch::new();
-    let (mut command, tmp) = demo(&scratch, &["--size", "20M", "--link", "lan", "--json"]);
-    let report: Value = serde_json::from_str(&run(&mut command)).expect("JSON");
+    let (command, tmp) = demo(&scratch, &["--size", "20M", "--link", "lan", "--json"]);
+    let output = alone(&scratch, &command).output().expect("spanfs starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("WARN"), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     for side in ["download_and_unpack", "mount"] {
         assert!(report[side]["first_output_seconds"].as_f64() > Some(0.0), "{report}");
         assert!(report[side]["output"].as_str().is_some_and(|it| it.contains("hello")), "{report}");

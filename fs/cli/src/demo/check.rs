@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Stdio};
 
+use serde_json::Value;
 use spanfs_layer::{Algorithm, Digest, Hasher};
 
 use super::image::Expected;
 use crate::failure::{Code, Failure};
-use crate::starts::Stages;
+use crate::starts::{self, Stages};
 
 const ATTEMPTED: &str = "checking every file of the mounted image";
 
@@ -23,17 +24,7 @@ pub(super) fn check(
     let failed = |error: io::Error| Failure::io(ATTEMPTED, &error);
     let place = stages.directory.join("mounted");
     fs::create_dir(&place).map_err(failed)?;
-    let status = stages
-        .again("mount")
-        .arg(&place)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
-        .map_err(failed)?;
-    if !status.success() {
-        return Err(Failure::new(Code::Failed, ATTEMPTED, format!("mounting failed: {status}")));
-    }
-    let _unmounting = Unmount(&place);
+    let _mounted = Mounted::at(&place, stages).map_err(failed)?;
     let total = contents.values().map(len).sum();
     let mut bar = stages.output.bar("checking every file", total);
     let mut done = 0;
@@ -95,18 +86,30 @@ fn hash(path: &Path) -> io::Result<Digest> {
     }
 }
 
-/// The mount must go, however the check ends.
-struct Unmount<'a>(&'a Path);
+/// A mount in the foreground of a child of ours: it ends with the demo, so that nobody need keep it for
+/// anybody. It must go, however the check ends.
+struct Mounted(Child);
 
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        let status = Command::new("/proc/self/exe")
-            .args(["--quiet", "umount"])
-            .arg(self.0)
-            .stdin(Stdio::null())
-            .status();
-        if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-            tracing::error!(at = %self.0.display(), ?status, "the demo's mount stays");
+impl Mounted {
+    fn at(place: &Path, stages: &Stages<'_>) -> io::Result<Self> {
+        let mut command = stages.again("mount");
+        command.args(["--foreground", "--json"]).arg(place);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut mounted = Self(child);
+        let mut report = String::new();
+        if let Some(stdout) = &mut mounted.0.stdout {
+            BufReader::new(stdout).read_line(&mut report)?;
         }
+        // What kept it from mounting it has said itself.
+        let reason = || io::Error::other(format!("mounting it failed: {report:?}"));
+        let report: Option<Value> = serde_json::from_str(&report).ok();
+        report.filter(|report| report["directory"].is_string()).ok_or_else(reason)?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        starts::end(&mut self.0);
     }
 }

@@ -182,7 +182,8 @@ pub(crate) fn wait(
 /// Time for a child to put its things in order.
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 
-fn end(child: &mut Child) {
+/// End a child, in good order if it can.
+pub(crate) fn end(child: &mut Child) {
     // It may have ended by itself.
     let _ended = kill_process(Pid::from_child(child), Signal::TERM);
     let until = Instant::now() + END_TIME_MAX;
