@@ -227,11 +227,18 @@ impl Session {
             succeeds: asked.succeeds,
         };
         self.prefetch();
-        let mounted = show(&self.layers, &asked.directory, &options).map_err(|error| {
-            let place = asked.directory.display();
-            show_failure(format!("mounting {} at {place}", self.reached.name), &error)
-        })?;
-        self.mounted = Some(mounted);
+        let layers = &self.layers;
+        let mounted = std::thread::scope(|scope| {
+            if asked.holding.is_some() {
+                // We may be killed as soon as the mount is there, and the registry be gone by then.
+                scope.spawn(|| layers.put_tocs());
+            }
+            show(layers, &asked.directory, &options).map_err(|error| {
+                let place = asked.directory.display();
+                show_failure(format!("mounting {} at {place}", self.reached.name), &error)
+            })
+        });
+        self.mounted = Some(mounted?);
         if !asked.bare_layer {
             self.expect_start(&asked.command);
         }

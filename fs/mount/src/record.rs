@@ -238,6 +238,17 @@ pub fn recover(directory: &Path, privilege: Privilege) -> io::Result<Vec<Recover
     Ok(orphans(directory)?.into_iter().map(clean_up).collect())
 }
 
+/// The file in `directory` that records the mount at `mount_point`, be it served just now or not. It
+/// goes with the mount.
+pub fn find(directory: &Path, mount_point: &Path) -> io::Result<Option<PathBuf>> {
+    let is_of_it = |path: &PathBuf| {
+        let contents = std::fs::File::open(path).and_then(|file| read(&OwnedFd::from(file)));
+        // What went meanwhile, or can't be read, is nobody's to go on with.
+        contents.is_ok_and(|contents| contents.places.mount_point == mount_point)
+    };
+    Ok(paths(directory)?.into_iter().find(is_of_it))
+}
+
 /// An abandoned record, locked by us from now on; it stays unless it is claimed.
 pub(crate) struct Orphan {
     pub(crate) record: Record,
@@ -247,22 +258,24 @@ pub(crate) struct Orphan {
 /// All abandoned records in `directory`; what can't be read is left there with a word.
 pub(crate) fn orphans(directory: &Path) -> io::Result<Vec<Orphan>> {
     let mut orphans = Vec::new();
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(orphans),
-        entries => entries?,
-    };
-    for entry in entries {
-        let path = entry?.path();
-        let is_record = path.as_os_str().as_bytes().ends_with(SUFFIX.as_bytes());
-        if !is_record || !path.is_file() {
-            continue;
-        }
+    for path in paths(directory)? {
         match orphan(&path) {
             Ok(found) => orphans.extend(found),
             Err(error) => tracing::warn!("record {} is left: {error}", path.display()),
         }
     }
     Ok(orphans)
+}
+
+/// The files of all records in `directory`.
+fn paths(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.retain(|path| path.as_os_str().as_bytes().ends_with(SUFFIX.as_bytes()) && path.is_file());
+    Ok(paths)
 }
 
 /// A record without owner, locked by us so that no other process takes it as well.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use crate::scratch::Scratch;
 const PATIENCE: Duration = Duration::from_secs(60);
 const READERS: usize = 4;
 const KILLS: u32 = 8;
+/// Shorter than a successor waits for a registry that is gone.
+const END_TIME_MAX: Duration = Duration::from_secs(10);
 /// Servers that die at once, again and again, are not replaced for ever.
 const KILL_EVERY: Duration = Duration::from_millis(500);
 
@@ -113,25 +115,95 @@ fn progress(reads: &AtomicU64) {
     }
 }
 
+/// The first server was killed before its zTOC was kept, and its successor asked the registry for it.
 #[test]
 fn a_successor_needs_no_registry_for_what_is_there() {
     if !able(&[], true) {
         return;
     }
+    for front in ["erofs", "inode"] {
+        let node = Node::new();
+        let root = node.mount(&["--front", front]);
+        let (server, supervisor) = processes(&node.scratch, &root);
+        wait_until_complete(&node.scratch, &root);
+        let Node { registry, scratch, .. } = node;
+        drop(registry);
+        kill_process(server, Signal::KILL).expect("kill");
+        let file = File::open(root.join("data/39")).expect("open");
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
+        let expected = fs::read(scratch.path("tree/data/39")).expect("its source");
+        let mut found = vec![0; expected.len()];
+        file.read_exact_at(&mut found, 0).expect("read");
+        assert!(found == expected);
+        drop(file);
+        scratch.umount();
+        wait_for_end(supervisor);
+    }
+}
+
+fn wait_until_complete(scratch: &Scratch, root: &Path) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mount = &scratch.status_of(root)["mounts"][0];
+        if mount["spans_present"]
+            .as_u64()
+            .is_some_and(|it| Some(it) == mount["span_count"].as_u64())
+        {
+            return;
+        }
+        assert!(Instant::now() < until, "the background does not bring all: {mount}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn wait_for_end(process: Pid) {
+    let until = Instant::now() + END_TIME_MAX;
+    while Path::new(&format!("/proc/{}", process.as_raw_nonzero())).exists() {
+        assert!(Instant::now() < until, "{process:?} lives on after the end of its mount");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A successor waits for its registry, which is gone with all that it needs of the image.
+fn with_a_waiting_successor(front: &str) -> (Scratch, PathBuf, Pid) {
     let node = Node::new();
-    let root = node.mount(&[]);
-    let before = fs::read(root.join("data/39")).expect("read");
-    let (server, _) = processes(&node.scratch, &root);
+    let root = node.mount(&["--front", front, "--no-background"]);
+    let (server, supervisor) = processes(&node.scratch, &root);
     let Node { registry, scratch, .. } = node;
     drop(registry);
+    // What it is about to keep it must not keep any more.
+    kill_process(server, Signal::STOP).expect("stop");
+    fs::remove_dir_all(scratch.path("cache/ztocs")).expect("the zTOC can go");
     kill_process(server, Signal::KILL).expect("kill");
-    let file = File::open(root.join("data/39")).expect("open");
-    rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).expect("advice");
-    let mut after = vec![0; before.len()];
-    file.read_exact_at(&mut after, 0).expect("read");
-    assert!(before == after);
-    drop(file);
-    scratch.umount();
+    (scratch, root, supervisor)
+}
+
+/// Successors were started for minutes after the end of their mount.
+#[test]
+fn umount_ends_the_supervisor_of_a_mount_that_nobody_serves() {
+    if !able(&[], true) {
+        return;
+    }
+    for front in ["erofs", "inode"] {
+        let (scratch, root, supervisor) = with_a_waiting_successor(front);
+        scratch.umount();
+        wait_for_end(supervisor);
+        assert!(fs::read_dir(&root).expect("it is empty").next().is_none());
+    }
+}
+
+/// A signal went to the server of the moment alone, and the next one was started.
+#[test]
+fn a_supervisor_that_is_told_to_end_ends_the_mount() {
+    if !able(&[], true) {
+        return;
+    }
+    for front in ["erofs", "inode"] {
+        let (_scratch, root, supervisor) = with_a_waiting_successor(front);
+        kill_process(supervisor, Signal::TERM).expect("kill");
+        wait_for_end(supervisor);
+        assert!(fs::read_dir(&root).expect("it is empty").next().is_none());
+    }
 }
 
 #[test]

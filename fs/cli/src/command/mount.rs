@@ -52,8 +52,7 @@ pub(crate) fn mount(arguments: &Mount, output: &Output) -> Result<ExitCode, Fail
     }
     let directory = check_directory(&arguments.directory)?;
     if arguments.background_process {
-        let give_up = || held::end(&directory, &state_directory()?);
-        return supervise(&runtime::log(&directory)?, give_up);
+        return supervise(&directory, &state_directory()?);
     }
     if !arguments.foreground && !arguments.serving_process {
         return match background::start()? {

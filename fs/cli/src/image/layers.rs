@@ -488,7 +488,13 @@ impl Layers {
         });
     }
 
-    /// The same for what is kept already.
+    /// Have the zTOCs where a successor of this process finds them, though they are not on the disk for
+    /// good yet.
+    pub fn put_tocs(&self) {
+        self.tocs().for_each(|toc| toc.put());
+    }
+
+    /// Give the memory of those back that are kept already.
     pub fn forget_kept_tocs(&self) {
         self.tocs().for_each(|toc| toc.forget());
     }

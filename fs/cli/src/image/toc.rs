@@ -39,6 +39,15 @@ impl Toc {
         }
     }
 
+    /// Have it on the shelf, for another process that may take our place. A disk that refuses makes that
+    /// one ask where it came from.
+    pub(crate) fn put(&self) {
+        let held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(bytes) = held.filter(|_| !self.shelf.has(&self.digest)) {
+            self.shelf.put(&self.digest, &bytes);
+        }
+    }
+
     /// Its length, as far as it is here.
     pub(crate) fn len(&self) -> u64 {
         let held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);

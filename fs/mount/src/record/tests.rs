@@ -29,6 +29,19 @@ fn a_living_record_is_left_and_an_orphan_is_cleaned() {
 }
 
 #[test]
+fn a_mount_has_a_record_until_it_ends_whoever_has_the_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let (here, place) = (directory.path(), odd_places().mount_point);
+    assert_eq!(find(&here.join("never made"), &place).unwrap(), None);
+    std::fs::write(here.join("1-1.mount"), "no record\n").unwrap();
+    let record = write(here);
+    assert_eq!(find(here, &place).unwrap().as_ref(), Some(&record.path));
+    assert_eq!(find(here, Path::new("/elsewhere")).unwrap(), None);
+    drop(record);
+    assert_eq!(find(here, &place).unwrap(), None);
+}
+
+#[test]
 fn what_happened_is_read_again_also_by_who_has_the_same_open_file() {
     let directory = tempfile::tempdir().unwrap();
     let record = write(directory.path());
