@@ -18,3 +18,4 @@ mod later;
 pub mod layer_index;
 pub mod mounted;
 mod side_by_side;
+pub mod start;

@@ -11,6 +11,7 @@ use spanfs::image::{
     Discovery, How, Image, ImageError, Images, ImagesOptions, LayerSource, Layers, Pinned, Pull,
 };
 use spanfs::mounted::{MountStatus, Mounted, ShowError, ShowOptions, show};
+use spanfs::start::{expect_start, start_config};
 use spanfs_cache::{
     Background as CacheBackground, Cache, CacheError, CacheOptions, Image as Prefetch, ImageSpec,
 };
@@ -20,7 +21,6 @@ use spanfs_layer::oci::{Descriptor, ImageConfig, Platform};
 use spanfs_mount::hold::Holding;
 use spanfs_mount::overlay::Upper;
 use spanfs_mount::policy::Front;
-use spanfs_mount::start_set::{StartConfig, StartSet, StartSetOptions, drive};
 
 use crate::arguments::{self, FrontChoice};
 use crate::failure::{Code, Failure};
@@ -246,46 +246,11 @@ impl Session {
         Ok(())
     }
 
-    /// Fetch what the image's program will probably read, on a thread of its own. A guess: what goes
-    /// wrong here costs only time.
+    /// Fetch what the image's program will probably read.
     fn expect_start(&self, command: &[String]) {
-        let Some(prefetch) = self.prefetch.clone().filter(|it| it.status().trace_runs == 0) else {
-            return;
-        };
-        let config = start_config(self.config(), command);
-        if config.entrypoint.is_empty() && config.cmd.is_empty() {
-            return;
-        }
-        if self.layers.toc_bytes() > START_SET_TOC_BYTES_MAX {
-            tracing::info!("too many files for a prediction of the start set");
-            return;
-        }
-        // The prefetcher counts lazy layers alone, the tree all of them.
-        let opened = &self.layers.layers;
-        let lazy: Vec<Option<usize>> = opened
-            .iter()
-            .scan(0, |next, layer| {
-                let number = layer.spans.as_ref().map(|_| *next);
-                *next += usize::from(number.is_some());
-                Some(number)
-            })
-            .collect();
-        let layers = self.layers.clone();
-        let work = move || {
-            let tree = layers.merged();
-            layers.forget_kept_tocs();
-            let Ok(tree) = tree else { return };
-            let contents: Vec<_> = layers.layers.iter().map(|it| it.content.clone()).collect();
-            let set = StartSet::new(Arc::new(tree), config, StartSetOptions::default());
-            drive(set, &contents, START_SET_TIME_MAX, |wanted| {
-                if let Some(Some(layer)) = lazy.get(usize::from(wanted.layer)) {
-                    prefetch.expect(&[(*layer, wanted.range)]);
-                }
-            });
-        };
-        if let Err(error) = std::thread::Builder::new().name("start-set".into()).spawn(work) {
-            tracing::warn!(%error, "the start set is not predicted");
-        }
+        let Some(prefetch) = &self.prefetch else { return };
+        let (config, layers) = (start_config(self.config(), command), self.layers.clone());
+        expect_start(prefetch, config, || Some(layers));
     }
 
     /// Reads of an earlier start that are fetched first; 0 where none was recorded.
@@ -303,27 +268,6 @@ impl Session {
         mounted.unmount(UNMOUNT_TIME).map(drop).map_err(|error| {
             Failure::caused(Code::Failed, format!("unmounting {}", self.reached.name), &error)
         })
-    }
-}
-
-/// A start is over by then, or its guess came too late.
-const START_SET_TIME_MAX: Duration = Duration::from_secs(20);
-
-/// zTOCs of more than this make trees of more than half as much, all of them in memory for a guess.
-const START_SET_TOC_BYTES_MAX: u64 = 128 << 20;
-
-fn start_config(config: &ImageConfig, command: &[String]) -> StartConfig {
-    let bytes = |texts: &[String]| texts.iter().map(|text| text.clone().into_bytes()).collect();
-    let config = &config.config;
-    let (entrypoint, cmd) = match command.is_empty() {
-        true => (bytes(&config.entrypoint), bytes(&config.cmd)),
-        false => (Vec::new(), bytes(command)),
-    };
-    StartConfig {
-        entrypoint,
-        cmd,
-        env: bytes(&config.env),
-        workdir: config.working_dir.clone().into_bytes(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spanfs::image::{Discovery, ImageError, Images, Search, Ztoc};
+use spanfs::start::{StartConfig, start_config};
 use spanfs_fetch::{ImageRef, Source};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::{Descriptor, Platform};
@@ -21,6 +22,8 @@ use crate::metrics::{Metrics, Operation};
 pub(super) struct Known {
     pub(super) source: Source,
     pub(super) config: Digest,
+    /// What its program is.
+    pub(super) start: StartConfig,
     /// The lowest first.
     pub(super) layers: Vec<KnownLayer>,
     /// Digest of the SOCI index; why there is none.
@@ -203,6 +206,7 @@ fn look_up(
     });
     Ok(Known {
         config: image.documents.manifest.config.digest,
+        start: start_config(&image.documents.config, &[]),
         layers: layers.collect(),
         index,
         source: image.source,

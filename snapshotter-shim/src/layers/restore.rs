@@ -83,7 +83,8 @@ impl Layers {
         }
         for (id, note) in &notes {
             let layers = images.get(&note.manifest.to_string());
-            self.prefetch(*id, note, layers.into_iter().flat_map(|it| it.values().copied()));
+            let layers = layers.into_iter().flat_map(|it| it.values().copied());
+            drop(self.prefetch(*id, note, layers));
         }
     }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use spanfs::image::OpenLayer;
 use spanfs::image::decide::Decision;
+use spanfs::image::{OpenLayer, Ztoc};
 use spanfs::layer_index::index_layer;
-use spanfs_cache::{ImageSpec, Layer};
+use spanfs::start::expect_start;
+use spanfs_cache::{Image as Prefetch, ImageSpec, Layer};
 use spanfs_fetch::Priority;
 use spanfs_layer::Digest;
 use spanfs_layer::soci::SpanRun;
@@ -16,6 +17,7 @@ use spanfs_layer::tree::TreeOptions;
 use spanfs_mount::policy::Front;
 use spanfs_mount::{Inherited, Mount, MountError};
 
+use super::catalog::{Known, KnownLayer};
 use super::decisions::Outcome;
 use super::find::Wanted;
 use super::note::{self, How, Note};
@@ -193,7 +195,9 @@ impl Layers {
             self.decided(request, *outcome, reason);
         }
         let layers = known.layers.iter().map(|layer| layer.descriptor.digest);
-        self.prefetch(place.id, &note, layers);
+        if let Some(prefetch) = self.prefetch(place.id, &note, layers) {
+            self.expect_start(&prefetch, known);
+        }
         Ok(Placed { kind, usage: Usage::default() })
     }
 
@@ -268,17 +272,44 @@ impl Layers {
 
     /// Once the topmost layer of an image is shown, all of it is fetched in idle time, in the order
     /// that its starts want. `layers` are the image's, the lowest first.
-    pub(super) fn prefetch(&self, id: u64, note: &Note, layers: impl IntoIterator<Item = Digest>) {
+    pub(super) fn prefetch(
+        &self,
+        id: u64,
+        note: &Note,
+        layers: impl IntoIterator<Item = Digest>,
+    ) -> Option<Arc<Prefetch>> {
         if note.position + 1 != note.count {
-            return;
+            return None;
         }
         let layers: Vec<_> = layers.into_iter().filter_map(|it| self.registry.spans(&it)).collect();
         if layers.is_empty() {
-            return;
+            return None;
         }
         let background = self.background;
         let spec = ImageSpec { layers, config: Some(note.config), background, record: true };
-        self.registry.prefetch(id, self.opener.cache.image(spec));
+        let prefetch = self.opener.cache.image(spec);
+        self.registry.prefetch(id, Arc::clone(&prefetch));
+        Some(prefetch)
+    }
+
+    /// Fetch what the image's own program will probably read: containerd tells nobody what it will
+    /// start. Layers without a zTOC are left out.
+    fn expect_start(&self, prefetch: &Arc<Prefetch>, known: &Arc<Known>) {
+        let (opener, known, start) = (self.opener.clone(), Arc::clone(known), known.start.clone());
+        let notes = self.registry.notes();
+        expect_start(prefetch, start, move || {
+            // Those that came whole got their zTOC on the way.
+            let made = |layer: Digest| notes.iter().find(|(_, note)| note.layer == layer)?.1.ztoc;
+            let open = |layer: &KnownLayer| {
+                let (descriptor, directory) = (&layer.descriptor, &opener.directory);
+                let ztoc = match layer.ztoc(directory).ok()? {
+                    Some(ztoc) => Some(ztoc),
+                    None => Ztoc::kept(directory, made(descriptor.digest)?).ok()?,
+                };
+                opener.open(&known.source, descriptor, layer.diff_id, Some(ztoc?)).ok()
+            };
+            Some(spanfs::image::Layers { layers: known.layers.iter().filter_map(open).collect() })
+        });
     }
 
     /// How long a layer is shown before its mount is changed.

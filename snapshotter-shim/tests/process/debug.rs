@@ -24,7 +24,7 @@ pub(crate) fn get(socket: &Path, path: &str) -> String {
     text.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-fn json(node: &Node, path: &str) -> Value {
+pub(crate) fn json(node: &Node, path: &str) -> Value {
     let text = get(&node.socket.with_extension("debug.sock"), path);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }

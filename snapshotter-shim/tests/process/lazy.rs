@@ -340,3 +340,26 @@ async fn pulls_with_the_logins_that_cri_brings() {
     let kept = fs::read_to_string(root.path().join("state/spanfs/logins.json")).unwrap();
     assert!(!kept.contains("hush"), "{kept}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_program_reads_is_fetched_before_it_starts() {
+    if !can_mount() {
+        return;
+    }
+    let root = Root::new();
+    let registry = Registry::builder().start().unwrap();
+    let image = image(&registry, "v2");
+    let settings = "[background_fetch]\ndisable = true\n";
+    let (node, mut containerd) = start_with(root.path(), "default", settings).await;
+    containerd.pull(&image).await;
+    // /bin/ready is in the lowest layer, of two spans at least, and nobody has read anything.
+    let deadline = std::time::Instant::now() + crate::node::PATIENCE;
+    loop {
+        let layers = debug::json(&node, "/debug/layers");
+        if layers[0]["spans_present"].as_u64().unwrap() > 0 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "nothing is fetched: {layers}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
