@@ -12,6 +12,7 @@
 //!     index                             EROFS metadata over the layer file
 //!     part                              a layer file in the making, by a pass over the whole blob
 //!     blob, blob.journal                its blob on the way, see `spanfs_fetch::buffer`
+//!     compressed                        its blob span by span, see `layer::blob`
 //!     whole                             JSON: what such a pass found, see `whole::kept`
 //!     condemned                         JSON: the zTOC's digest, why it is not served any more
 //! ROOT/private/PID-NUMBER/              the same for a process that came second; removed at its end

@@ -29,9 +29,8 @@ impl VerifiedSpan {
     ) -> Result<Self, VerifyError> {
         let span = Self::unverified(layer, table, number, fetched)?;
         let expected = span.span.digest;
-        let data = span.bytes.get(span.headroom..).unwrap_or_default();
         let mut hasher = spanfs_layer::Hasher::new(expected.algorithm());
-        hasher.update(data);
+        hasher.update(span.data());
         let found = hasher.finish();
         if found != expected {
             let fault = Box::new(VerifyFault::Digest { found, expected });
@@ -71,6 +70,11 @@ impl VerifiedSpan {
     /// Layer that the span belongs to.
     pub fn layer(&self) -> &Digest {
         &self.layer
+    }
+
+    /// Its compressed bytes.
+    pub(crate) fn data(&self) -> &[u8] {
+        self.bytes.get(self.headroom..).unwrap_or_default()
     }
 
     /// Its number in the layer's span table.

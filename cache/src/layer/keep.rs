@@ -32,7 +32,10 @@ impl Layer {
         let cancelled = matches!(&result, Err(error) if error.class() == Class::Cancelled);
         let result = match result.map_err(|error| self.fetch_error(span, &error)) {
             Ok(fetched) => match self.check(span, fetched) {
-                Ok(verified) => self.inflate(span, verified, decoder),
+                Ok(verified) => {
+                    self.keep_compressed(&verified);
+                    self.inflate(span, verified, decoder)
+                }
                 // Another mirror, or the same source on another day, may have better ones.
                 Err(_) if self.retry_corrupt(span) => {
                     self.blob.distrust();

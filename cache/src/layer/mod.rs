@@ -1,5 +1,6 @@
 //! One layer: its spans on demand, in one layer file.
 
+mod blob;
 mod fill;
 mod filled;
 mod keep;
@@ -30,6 +31,7 @@ use crate::windows::Windows;
 use crate::works::Works;
 use crate::{Content, ReadError, ReadReply};
 
+use blob::BlobFile;
 use fill::Shards;
 pub(crate) use fill::Wanted;
 pub(crate) use filled::{Filled, open_filled};
@@ -68,6 +70,8 @@ pub struct Layer {
     verifying: AtomicBool,
     /// Set once the whole may be shown directly.
     complete: AtomicBool,
+    /// Where compressed bytes are kept, if somebody wants them.
+    blob_file: RwLock<Option<Arc<BlobFile>>>,
     /// Set for ever once the layer was found out.
     fault: OnceLock<String>,
     counters: Counters,

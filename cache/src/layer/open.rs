@@ -33,6 +33,8 @@ pub(crate) const ZTOC: &str = "ztoc";
 pub(crate) const SPANS: &str = "spans";
 pub(crate) const TAIL: &str = "tail";
 pub(crate) const INDEX: &str = "index";
+/// The blob as it comes, span by span.
+pub(crate) const COMPRESSED: &str = "compressed";
 /// Why the layer is not served any more.
 pub(crate) const CONDEMNED: &str = "condemned";
 
@@ -323,6 +325,7 @@ pub(super) fn assemble(
         verification: RwLock::new(verification),
         verifying: AtomicBool::new(false),
         complete: AtomicBool::new(recovered.sealed),
+        blob_file: RwLock::default(),
         fault: OnceLock::new(),
         counters: Counters::default(),
     });
@@ -343,7 +346,7 @@ pub(super) fn leave_reason(claim: &Claim, ztoc: &Digest, reason: &str) {
     let condemned = Condemned { ztoc: *ztoc, reason: reason.to_owned() };
     let text = serde_json::to_vec_pretty(&condemned).unwrap_or_default();
     let left = replace(&claim.file(CONDEMNED), &text).map(drop);
-    let removed = [LAYER, JOURNAL, ZTOC, SPANS, TAIL, INDEX]
+    let removed = [LAYER, JOURNAL, ZTOC, SPANS, TAIL, INDEX, COMPRESSED]
         .into_iter()
         .map(|name| remove_if_there(&claim.file(name)))
         .fold(left, Result::and);

@@ -1,3 +1,4 @@
+mod blob;
 mod crash;
 mod disk;
 mod golden;
