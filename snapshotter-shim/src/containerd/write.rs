@@ -213,6 +213,15 @@ impl ContentWriter {
         }
     }
 
+    /// Leave it as it is. When this returns, the reference is free: whoever aborts it earlier does so
+    /// while containerd still writes there.
+    pub async fn close(self) -> Result<(), ClientError> {
+        let Self { store, what, sender, mut answers, .. } = self;
+        drop(sender);
+        while store.client.in_time(&what, answers.message()).await?.is_some() {}
+        Ok(())
+    }
+
     async fn send(&mut self, message: proto::WriteContentRequest) -> Result<(), ClientError> {
         let client: &Client = &self.store.client;
         let sent = async {

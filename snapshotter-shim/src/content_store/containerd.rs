@@ -158,8 +158,13 @@ impl Containerd {
             }
         };
         let written = written.await;
-        // The manifest's own labels keep the blob from now on.
-        if let Err(error) = lease.end(false).await {
+        // The manifest's own labels keep the blob from now on. An image may have been removed before the
+        // blob was there for that to take it along: then nothing keeps it, and it goes with the lease.
+        let is_orphan = match (&written, client.content().info(&name.manifest).await) {
+            (Ok(Kept::Yes), Ok(manifest)) => manifest.is_none(),
+            _ => false,
+        };
+        if let Err(error) = lease.end(is_orphan).await {
             tracing::debug!(id, %error, "a lease ends by itself");
         }
         written
@@ -179,7 +184,7 @@ impl Containerd {
         };
         if writer.offset() < size {
             let Some(file) = file else {
-                drop(writer);
+                writer.close().await?;
                 // An empty ingest would only stand about.
                 content.abort(&reference).await?;
                 return Ok(Kept::Missing);
