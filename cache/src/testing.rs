@@ -220,7 +220,7 @@ impl Place {
     }
 
     pub(crate) fn with_memory(root: &Path, memory_bytes: u64) -> Self {
-        let works = Works::new(2, 1 << 20, memory_bytes).unwrap();
+        let works = Works::new(2, 1 << 20, memory_bytes, None).unwrap();
         Self { works, directory: Directory::open(root).unwrap() }
     }
 }

@@ -13,6 +13,7 @@ use crate::admission::Admission;
 use crate::inflate::{Pool, PoolOptions};
 use crate::layer::Layer;
 use crate::memory::{Key, MemoryTier};
+use crate::prefetch::Bandwidth;
 use crate::verify::Verifier;
 
 /// Shared by the layers of one cache.
@@ -27,6 +28,8 @@ pub(crate) struct Works {
     /// When somebody read last, in milliseconds since `started`.
     read_ms: AtomicU64,
     over_quota: AtomicBool,
+    /// What is fetched in the background.
+    pub(crate) bandwidth: Mutex<Bandwidth>,
     pub(crate) verifier: Verifier,
 }
 
@@ -48,6 +51,7 @@ impl Works {
         threads: usize,
         fetch_bytes_max: u64,
         memory_bytes_max: u64,
+        background_bytes_per_second_max: Option<u64>,
     ) -> std::io::Result<Arc<Self>> {
         let mut options = PoolOptions::for_threads(threads);
         // The budget below bounds what comes here: at worst one large span above it.
@@ -63,6 +67,7 @@ impl Works {
             started: Instant::now(),
             read_ms: AtomicU64::new(0),
             over_quota: AtomicBool::new(false),
+            bandwidth: Mutex::new(Bandwidth::new(background_bytes_per_second_max)),
             verifier: Verifier::new()?,
         }))
     }

@@ -40,6 +40,9 @@ pub struct CacheOptions {
     pub inflate_threads: usize,
     /// Most compressed bytes that are fetched or wait for their inflation.
     pub fetch_bytes_max: u64,
+    /// Most compressed bytes a second that are fetched in the background, over all images. `None`: what
+    /// the link gives.
+    pub background_bytes_per_second_max: Option<u64>,
 }
 
 /// Room for the spans that a few readers wait for, and no more: it is used only when a disk fails.
@@ -56,6 +59,7 @@ impl CacheOptions {
             memory_bytes_max: MEMORY_BYTES_MAX,
             inflate_threads: cores,
             fetch_bytes_max: FETCH_BYTES_MAX,
+            background_bytes_per_second_max: None,
         }
     }
 }
@@ -112,7 +116,8 @@ impl Cache {
         directory.sweep_private();
         directory.sweep_parts();
         let CacheOptions { inflate_threads, fetch_bytes_max, memory_bytes_max, .. } = options;
-        let works = Works::new(inflate_threads, fetch_bytes_max, memory_bytes_max)
+        let background_max = options.background_bytes_per_second_max;
+        let works = Works::new(inflate_threads, fetch_bytes_max, memory_bytes_max, background_max)
             .map_err(CacheError::Threads)?;
         let images = Arc::default();
         let keeper = Keeper {

@@ -4,7 +4,7 @@ use crate::{Background, Content, Trace};
 use spanfs_layer::UncompressedOffset;
 
 const SPAN: usize = 4096;
-const ON: Background = Background::On { bytes_per_second_max: None };
+const ON: Background = Background::On;
 
 fn cache(root: &std::path::Path, quota_bytes: Option<u64>) -> Cache {
     let mut options = CacheOptions::new(root.to_path_buf(), 2);

@@ -8,10 +8,7 @@ pub enum Background {
     /// Only what is read or expected.
     Off,
     /// Everything, in idle time.
-    On {
-        /// Most compressed bytes a second; `None`: what the link gives.
-        bytes_per_second_max: Option<u64>,
-    },
+    On,
 }
 
 /// Compressed bytes of an image that is fetched as a whole at once where nothing better is known.
@@ -46,8 +43,6 @@ pub(crate) struct Pace {
     last_read: Option<Instant>,
     retry_delay: Duration,
     retry_at: Option<Instant>,
-    /// Bytes that may be asked for, and when that was worked out.
-    credit: Option<(f64, Instant)>,
 }
 
 impl Pace {
@@ -61,7 +56,6 @@ impl Pace {
             last_read: None,
             retry_delay: RETRY_DELAY,
             retry_at: None,
-            credit: None,
         }
     }
 
@@ -102,26 +96,13 @@ impl Pace {
             _ => SPANS_BUSY,
         }
     }
-
-    /// Take `bytes` from what the bandwidth cap allows; false if that is used up for now.
-    pub(crate) fn spend(&mut self, now: Instant, bytes: u64) -> bool {
-        let Background::On { bytes_per_second_max: Some(rate) } = self.options else { return true };
-        let (credit, at) = self.credit.unwrap_or((rate as f64, now));
-        let passed = now.saturating_duration_since(at).as_secs_f64();
-        let credit = (credit + passed * rate as f64).min(rate as f64);
-        // A span larger than a second's worth leaves a debt to be waited for.
-        let allowed = credit > 0.0;
-        let left = if allowed { credit - bytes as f64 } else { credit };
-        self.credit = Some((left, now));
-        allowed
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ON: Background = Background::On { bytes_per_second_max: None };
+    use Background::On as ON;
 
     #[test]
     fn widens_as_readers_leave() {
@@ -170,20 +151,5 @@ mod tests {
             waited.push((now - start).as_secs());
         }
         assert_eq!(waited, [2, 4, 8, 16, 32, 64, 120, 120]);
-    }
-
-    #[test]
-    fn keeps_to_the_bandwidth() {
-        let rate = 1_000_000;
-        let options = Background::On { bytes_per_second_max: Some(rate) };
-        let mut pace = Pace::new(options, 0, false);
-        let start = Instant::now();
-        let mut bytes = 0;
-        for ms in 0..10_000 {
-            while pace.spend(start + Duration::from_millis(ms), 300_000) {
-                bytes += 300_000;
-            }
-        }
-        assert!((10_000_000..=11_400_000).contains(&bytes), "{bytes} in 10 s at {rate}");
     }
 }

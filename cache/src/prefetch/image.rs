@@ -193,7 +193,10 @@ impl Image {
         };
         loop {
             let (now, waiting) = (Instant::now(), self.works.demand());
-            let ask = self.state.lock().plan.poll_ask(now, waiting, &absent);
+            let ask = {
+                let mut bandwidth = self.works.bandwidth.lock();
+                self.state.lock().plan.poll_ask(now, waiting, &mut bandwidth, &absent)
+            };
             let Some(ask) = ask else { return };
             let Some(layer) = self.layers.get(ask.place.0) else { return };
             if layer.want(ask.place.1, ask.priority, None) == Wanted::There {

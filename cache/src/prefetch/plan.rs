@@ -10,6 +10,7 @@ use std::time::Instant;
 use spanfs_fetch::Priority;
 
 use super::background::{Background, Pace};
+use super::bandwidth::Bandwidth;
 use super::neighbours::Neighbours;
 
 /// A span of one of the image's layers.
@@ -114,15 +115,16 @@ impl Plan {
     }
 
     /// The next span to ask for. `absent` tells whether nobody has it or asked for it; `waiting` is
-    /// the count of readers that wait.
+    /// the count of readers that wait, `bandwidth` what the background may take.
     pub(crate) fn poll_ask(
         &mut self,
         now: Instant,
         waiting: usize,
+        bandwidth: &mut Bandwidth,
         absent: &dyn Fn(Place) -> bool,
     ) -> Option<Ask> {
         let ask = self.poll_expected(absent);
-        let ask = ask.or_else(|| self.poll_background(now, waiting, absent))?;
+        let ask = ask.or_else(|| self.poll_background(now, waiting, bandwidth, absent))?;
         self.under_way.insert(ask.place, ask.priority);
         Some(ask)
     }
@@ -154,6 +156,7 @@ impl Plan {
         &mut self,
         now: Instant,
         waiting: usize,
+        bandwidth: &mut Bandwidth,
         absent: &dyn Fn(Place) -> bool,
     ) -> Option<Ask> {
         // Whatever it would take is missed by what is expected.
@@ -169,7 +172,7 @@ impl Plan {
             };
             let place = self.cursor;
             let wanted = absent(place);
-            if wanted && !self.pace.spend(now, u64::from(len)) {
+            if wanted && !bandwidth.spend(now, u64::from(len)) {
                 return None;
             }
             self.cursor.1 += 1;
@@ -193,7 +196,7 @@ mod tests {
     use std::collections::HashSet;
     use std::time::Duration;
 
-    const ON: Background = Background::On { bytes_per_second_max: None };
+    use Background::On as ON;
 
     /// A plan over two layers of 100 spans, and what has been asked for.
     struct Drive {
@@ -211,7 +214,8 @@ mod tests {
 
         fn ask(&mut self, waiting: usize) -> Option<(usize, usize, Priority)> {
             let absent = |place| !self.gone.borrow().contains(&place);
-            let ask = self.plan.poll_ask(self.now, waiting, &absent)?;
+            let bandwidth = &mut Bandwidth::new(None);
+            let ask = self.plan.poll_ask(self.now, waiting, bandwidth, &absent)?;
             assert!(self.gone.borrow_mut().insert(ask.place), "{ask:?} asked twice");
             Some((ask.place.0, ask.place.1, ask.priority))
         }

@@ -159,6 +159,9 @@ impl Session {
         // A half each for what is on its way and for what a failing disk refuses.
         options.fetch_bytes_max = options.fetch_bytes_max.min(keeping.memory_bytes_max / 2);
         options.memory_bytes_max = options.memory_bytes_max.min(keeping.memory_bytes_max / 2);
+        if let Background::Complete { bytes_per_second } = keeping.background {
+            options.background_bytes_per_second_max = bytes_per_second;
+        }
         let cache = Cache::open(options).map_err(|error| failed(error.into()))?;
         let bars = Bars { output, bars: Mutex::default() };
         let source = LayerSource {
@@ -199,9 +202,7 @@ impl Session {
     pub(crate) fn prefetch(&mut self) {
         let background = match self.keeping.background {
             Background::Off => CacheBackground::Off,
-            Background::Complete { bytes_per_second } => {
-                CacheBackground::On { bytes_per_second_max: bytes_per_second }
-            }
+            Background::Complete { .. } => CacheBackground::On,
         };
         let layers = self.layers.layers.iter().filter_map(|layer| layer.spans.clone());
         self.prefetch = Some(self.cache.image(ImageSpec {

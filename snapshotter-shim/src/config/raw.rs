@@ -263,6 +263,8 @@ table! {
     Spanfs {
         front: String = "auto".to_owned(),
         ztoc_from_full_pull: bool = true,
+        complete_blobs: bool = false,
+        background_bytes_per_second_max: i64 = 0,
         overlay: Overlay = Overlay::default(),
         credential_providers: CredentialProviders = CredentialProviders::default(),
     }

@@ -78,6 +78,10 @@ pub struct Settings {
     pub front: FrontChoice,
     /// Layers that come whole leave a zTOC behind.
     pub ztoc_from_full_pull: bool,
+    /// Lazy layers that are complete leave their blob in the content store.
+    pub complete_blobs: bool,
+    /// Most bytes a second that are fetched in the background; none for what the link gives.
+    pub background_bytes_per_second_max: Option<u64>,
     /// Options for every overlay mount.
     pub overlay_options: Vec<String>,
 }
@@ -223,6 +227,8 @@ pub struct Mirror {
 /// The longest time that a setting may name: numbers beyond are slips of the unit.
 const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Fetches of one span after a wrong digest, where the file says "some".
+/// A gigabit: most of a node's link is left to containers, and 10 GB are there after 80 s.
+const COMPLETE_BYTES_PER_SECOND_MAX: u64 = 128 << 20;
 const SPAN_REFETCHES: u32 = 3;
 
 impl Settings {
@@ -307,8 +313,25 @@ fn resolve(raw: &RawConfig, check: &mut Check) -> Settings {
             ],
         ),
         ztoc_from_full_pull: raw.spanfs.ztoc_from_full_pull,
+        complete_blobs: complete_blobs(raw, check),
+        background_bytes_per_second_max: match raw.spanfs.background_bytes_per_second_max {
+            0 if raw.spanfs.complete_blobs => Some(COMPLETE_BYTES_PER_SECOND_MAX),
+            rate => u64::try_from(rate).ok().filter(|rate| *rate > 0),
+        },
         overlay_options: overlay_options(raw, check),
     }
+}
+
+/// Where blobs are kept that come by the way, other tools must find them.
+fn complete_blobs(raw: &RawConfig, check: &mut Check) -> bool {
+    let wanted = raw.spanfs.complete_blobs;
+    if wanted && raw.content_store.kind != "containerd" {
+        check.fault("spanfs.complete_blobs requires containerd content store".to_owned());
+    }
+    if wanted && raw.background_fetch.disable {
+        check.fault("spanfs.complete_blobs needs background_fetch, which is disabled".to_owned());
+    }
+    wanted
 }
 
 fn credential_providers(

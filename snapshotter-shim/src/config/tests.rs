@@ -235,9 +235,32 @@ fn values_that_cannot_be() {
         "spanfs.overlay.mount_options: \"upperdir=/\" is not one option of the administrator's",
     );
     check(
+        "[spanfs]\ncomplete_blobs = true",
+        "spanfs.complete_blobs requires containerd content store",
+    );
+    check(
+        "[content_store]\ntype = 'containerd'\n[background_fetch]\ndisable = true\n\
+         [spanfs]\ncomplete_blobs = true",
+        "spanfs.complete_blobs needs background_fetch, which is disabled",
+    );
+    check(
         "[spanfs]\nfront = 'fuse'",
         "spanfs.front is \"fuse\", expected auto or erofs or inode or files",
     );
+}
+
+#[test]
+fn the_background_has_a_cap_where_it_completes_blobs() {
+    let check = |text: &str, expected: Option<u64>| {
+        let text = format!("[content_store]\ntype = 'containerd'\n[spanfs]\n{text}");
+        let settings = Config::parse(&text).unwrap().settings;
+        assert_eq!(settings.background_bytes_per_second_max, expected, "{text}");
+    };
+    check("", None);
+    check("background_bytes_per_second_max = 5", Some(5));
+    check("complete_blobs = true", Some(128 << 20));
+    check("complete_blobs = true\nbackground_bytes_per_second_max = 7", Some(7));
+    check("complete_blobs = true\nbackground_bytes_per_second_max = -1", None);
 }
 
 #[test]

@@ -9,6 +9,8 @@ use spanfs_fetch::ImageRefError;
 use spanfs_mount::MountError;
 use spanfs_mount::front::files::UnpackError;
 
+use crate::content_store::KeepError;
+
 /// Why a layer can't be shown, or layers can't be at all.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
@@ -36,6 +38,9 @@ pub enum LayerError {
     /// The files.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
+    /// The content store.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
     /// A note names no image.
     #[error(transparent)]
     Name(#[from] ImageRefError),

@@ -14,6 +14,7 @@
 
 pub mod access;
 mod below;
+mod blobs;
 mod catalog;
 mod decisions;
 mod error;
@@ -79,6 +80,8 @@ pub struct Layers {
     /// Layers that come whole are unpacked.
     unpacks: bool,
     background: Background,
+    /// Lazy layers end as blobs in the content store, too.
+    completes_blobs: bool,
     live: RwLock<Live>,
     /// Mirrors of the settings file, as the fetcher reads them.
     hosts: PathBuf,
@@ -127,12 +130,14 @@ impl Layers {
         let images = Images::start(access::images_options(settings, environment, &hosts))?;
         let images = Arc::new(images);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let cache = Arc::new(Cache::open(CacheOptions::new(directory.clone(), cores))?);
+        let mut options = CacheOptions::new(directory.clone(), cores);
+        options.background_bytes_per_second_max = settings.background_bytes_per_second_max;
+        let cache = Arc::new(Cache::open(options)?);
         // The peer's words, here and below.
         let background = match settings.background_fetch {
             Some(_) => {
                 tracing::info!("constructing background fetcher");
-                Background::On { bytes_per_second_max: None }
+                Background::On
             }
             None => {
                 tracing::info!("background fetch is disabled");
@@ -156,6 +161,7 @@ impl Layers {
             },
             unpacks,
             background,
+            completes_blobs: settings.complete_blobs,
             live: RwLock::new(Live::of(settings)),
             hosts,
             catalog: Catalog::new(

@@ -45,6 +45,9 @@ pub(super) struct Note {
     /// How it came, for operators; notes of older versions don't say.
     #[serde(default)]
     pub(super) how: Option<How>,
+    /// containerd's namespace of who pulled it, where that is known; notes of older versions don't say.
+    #[serde(default)]
+    pub(super) namespace: Option<String>,
 }
 
 /// How a layer came, and why so.
@@ -70,7 +73,13 @@ impl Note {
             ztoc: None,
             lowest: image.lowest,
             how: None,
+            namespace: None,
         }
+    }
+
+    /// Whether its content comes on demand.
+    pub(super) fn is_lazy(&self) -> bool {
+        self.how.as_ref().is_some_and(|how| how.outcome == Outcome::Lazy)
     }
 
     pub(super) fn descriptor(&self) -> Descriptor {

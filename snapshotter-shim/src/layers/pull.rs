@@ -79,7 +79,7 @@ pub(super) fn blob_name(descriptor: &Descriptor, diff_id: Digest, request: &Requ
 }
 
 /// containerd's own default.
-const NAMESPACE_DEFAULT: &str = "default";
+pub(super) const NAMESPACE_DEFAULT: &str = "default";
 
 /// A layer to be pulled.
 #[derive(Clone)]

@@ -45,6 +45,7 @@ impl Layers {
             // Of removed snapshots, or broken ones: nobody will ever serve them.
             layers.inheritance.discard();
             layers.prefetch_all();
+            layers.complete_blobs();
             let _nobody_waits = done.send(());
         };
         if let Err(error) = std::thread::Builder::new().name("restore".to_owned()).spawn(run) {

@@ -176,6 +176,7 @@ impl Layers {
         };
         let mut note = Note::new(&layer.descriptor, layer.diff_id, &image);
         note.how = Some(How { outcome, reason });
+        note.namespace = request.namespace.clone();
         note.ztoc = open.spans.as_ref().map(|spans| *spans.ztoc_digest());
         note.write(&place.directory).map_err(LayerError::disk(&place.directory))?;
         let note = Arc::new(note);
@@ -208,6 +209,9 @@ impl Layers {
         place: &Place,
     ) -> Result<(), LayerError> {
         let since = Instant::now();
+        if let Some(spans) = open.spans.as_ref().filter(|_| note.is_lazy()) {
+            self.keep_blob(spans);
+        }
         let (mount, layer) = match self.front.front {
             Front::Erofs => {
                 let index = place.directory.join("index");

@@ -191,6 +191,22 @@ impl Registry {
         all.find_map(|entry| entry.shown.as_ref()?.spans.clone())
     }
 
+    /// Lazy layers that are complete by now, with their snapshots.
+    pub(super) fn completed(&self) -> Vec<(u64, Arc<Note>, Arc<Layer>)> {
+        let entries = self.entries.lock();
+        let complete = |(id, entry): (&u64, &Entry)| {
+            let spans = entry.shown.as_ref()?.spans.as_ref()?;
+            let is_there = entry.note.is_lazy() && spans.complete_file().is_some();
+            is_there.then(|| (*id, Arc::clone(&entry.note), Arc::clone(spans)))
+        };
+        entries.iter().filter_map(complete).collect()
+    }
+
+    /// Whether a snapshot is one of these.
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.entries.lock().contains_key(&id)
+    }
+
     /// Have an image's layers fetched as long as the snapshot `id` is shown.
     pub(super) fn prefetch(&self, id: u64, prefetch: Arc<Prefetch>) {
         if let Some(Entry { shown: Some(shown), .. }) = self.entries.lock().get_mut(&id) {

@@ -26,3 +26,4 @@ mod restart;
 mod survive;
 mod user_namespaces;
 mod versions;
+mod whole_soon;
