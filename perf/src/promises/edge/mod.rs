@@ -125,10 +125,14 @@ pub(super) fn run_options(lab: &Lab, report: &mut Report) -> Result<()> {
         let inode = Served::new(Front::Inode, transport);
         subjects.extend([
             ("as it is", erofs),
-            ("opened for direct I/O", Served { direct: true, ..erofs }),
+            ("all opened for direct I/O", Served { direct: true, ..erofs }),
             ("read-ahead 1 MiB", Served { read_ahead_kib: Some(1024), ..erofs }),
+            ("max_background 12", Served { background_max: Some(12), ..erofs }),
+            ("max_background 256", Served { background_max: Some(256), ..erofs }),
             ("as it is", inode),
             ("read-ahead 1 MiB", Served { read_ahead_kib: Some(1024), ..inode }),
+            ("max_background 12", Served { background_max: Some(12), ..inode }),
+            ("max_background 256", Served { background_max: Some(256), ..inode }),
             ("without READDIRPLUS", Served { without: READDIRPLUS, ..inode }),
             ("without READDIRPLUS_AUTO", Served { without: READDIRPLUS_AUTO, ..inode }),
             ("without PARALLEL_DIROPS", Served { without: PARALLEL_DIROPS, ..inode }),

@@ -20,7 +20,7 @@ use spanfs_layer::{Tree, UncompressedOffset};
 use spanfs_mount::filesystem::Open;
 use spanfs_mount::policy::Front;
 use spanfs_mount::transport::{Privilege, Transport};
-use spanfs_mount::{Busy, Layer, Mounter, MounterOptions};
+use spanfs_mount::{Busy, Layer, Mounter, MounterOptions, Parts};
 
 use crate::content::program_like;
 
@@ -28,6 +28,8 @@ pub(super) const DIRECTORIES: usize = 50;
 pub(super) const FILES: usize = 400;
 pub(super) const FILE_LEN: usize = 8192;
 pub(super) const BIG_LEN: usize = 1 << 30;
+/// As the indexes of `spanfs` have it: larger files are read past the page cache of the one file.
+const LARGE_LEN_MIN: u64 = 8 << 20;
 
 /// How the layer is served.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -47,6 +49,9 @@ pub(crate) struct Served {
     /// Flags of INIT that are not taken.
     #[arg(long, default_value_t = 0)]
     pub(super) without: u64,
+    /// Requests of read-ahead that the kernel may have under way.
+    #[arg(long)]
+    pub(super) background_max: Option<u16>,
 }
 
 fn front(name: &str) -> Result<Front, String> {
@@ -62,7 +67,8 @@ fn transport(name: &str) -> Result<Transport, String> {
 
 impl Served {
     pub(super) fn new(front: Front, transport: Transport) -> Self {
-        Self { front, transport, direct: false, read_ahead_kib: None, without: 0 }
+        let (direct, read_ahead_kib, without, background_max) = (false, None, 0, None);
+        Self { front, transport, direct, read_ahead_kib, without, background_max }
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -73,6 +79,7 @@ impl Served {
         ];
         arguments.extend(self.direct.then(|| "--direct".to_owned()));
         arguments.extend(self.read_ahead_kib.map(|kib| format!("--read-ahead-kib={kib}")));
+        arguments.extend(self.background_max.map(|count| format!("--background-max={count}")));
         arguments
     }
 }
@@ -173,6 +180,7 @@ pub(crate) fn serve(dir: &Path, served: &Served) -> Result<()> {
     if served.direct {
         options.open = Open::Direct;
     }
+    options.parts = Parts::Visible; // Their connections are looked for.
     let mounter = Mounter::new(options)?;
     let mount_point = dir.join("mnt");
     fs::create_dir_all(&mount_point)?;
@@ -180,7 +188,7 @@ pub(crate) fn serve(dir: &Path, served: &Served) -> Result<()> {
     let as_content: Arc<dyn Content> = Arc::clone(&content) as _;
     let mount = match served.front {
         Front::Erofs => {
-            let made = erofs::write(&tree, &[Device { len, tag: b"edge" }])?;
+            let made = erofs::write_apart(&tree, &[Device { len, tag: b"edge" }], LARGE_LEN_MIN)?;
             let index = dir.join("index");
             fs::write(&index, &made.bytes)?;
             let data_len = *made.data_lens.first().context("an index without data")?;
@@ -193,12 +201,34 @@ pub(crate) fn serve(dir: &Path, served: &Served) -> Result<()> {
             mounter.inodes(Arc::new(tree), layers, &mount_point, Privilege::Root)?
         }
     };
+    if let Some(count) = served.background_max {
+        set_background(dir, count)?;
+    }
     println!("ready");
     for line in io::stdin().lock().lines() {
         line?;
         println!("{}", content.reads.load(Ordering::Relaxed));
     }
     mount.unmount(Duration::from_secs(10), Busy::Abort)?;
+    Ok(())
+}
+
+/// Tell the kernel of all connections whose mounts are below `dir`.
+fn set_background(dir: &Path, count: u16) -> Result<()> {
+    let dir = dir.canonicalize()?;
+    let mut found = 0;
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        let mut words = line.split(' ').skip(2);
+        let minor = words.next().and_then(|device| device.strip_prefix("0:"));
+        let is_ours = words.nth(1).is_some_and(|place| Path::new(place).starts_with(&dir));
+        if let Some(minor) = minor.filter(|_| is_ours && line.contains(" - fuse.")) {
+            let connection = Path::new("/sys/fs/fuse/connections").join(minor);
+            fs::write(connection.join("max_background"), count.to_string())?;
+            fs::write(connection.join("congestion_threshold"), (count / 4 * 3).to_string())?;
+            found += 1;
+        }
+    }
+    ensure!(found == 1, "{found} connections below {}", dir.display());
     Ok(())
 }
 
