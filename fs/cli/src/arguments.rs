@@ -147,6 +147,12 @@ pub(crate) struct Show {
     /// erofs needs root and Linux 6.12; inode is FUSE alone.
     #[arg(long, value_enum, default_value_t = FrontChoice::Auto)]
     pub(crate) front: FrontChoice,
+    /// What carries FUSE requests: dev and uring need root, and only dev outlives its process.
+    #[arg(long, value_enum, default_value_t = TransportChoice::Auto)]
+    pub(crate) transport: TransportChoice,
+    /// Switch FUSE over io_uring on, for the whole machine, where it is off (root; Linux 6.14).
+    #[arg(long)]
+    pub(crate) enable_uring: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -157,6 +163,18 @@ pub(crate) enum FrontChoice {
     Erofs,
     /// FUSE inodes.
     Inode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportChoice {
+    /// The best that works here.
+    Auto,
+    /// Our own loop on /dev/fuse.
+    Dev,
+    /// The same, with requests by io_uring.
+    Uring,
+    /// The fuse3 crate, as users have it.
+    Fuse3,
 }
 
 #[derive(Args, Debug)]

@@ -10,8 +10,9 @@ use spanfs_cache::{Content, Verification, Waits};
 use spanfs_layer::tree::{Tree, TreeOptions};
 use spanfs_mount::hold::Holding;
 use spanfs_mount::overlay::{OverlayError, OverlayOptions, Upper};
-use spanfs_mount::policy::{self, Choice, Front, NoFront};
-use spanfs_mount::probe::Facts;
+use spanfs_mount::policy::{self, Carried, Choice, Front, NoFront};
+use spanfs_mount::probe::{self, Facts};
+use spanfs_mount::transport::Transport;
 use spanfs_mount::transport::fuse3::Privilege;
 use spanfs_mount::{
     Busy, Ended, Inherited, Mount, MountError, Mounter, MounterOptions, Shown, UnmountError,
@@ -27,6 +28,10 @@ use crate::layer_index::indexed;
 pub struct ShowOptions {
     /// The front to take; the best unless given.
     pub front: Option<Front>,
+    /// What carries FUSE; the best unless given.
+    pub transport: Option<Transport>,
+    /// Switch FUSE over io_uring on for the whole machine. Where that fails, other transports carry.
+    pub enable_uring: bool,
     /// Directory of ours, for records of mounts and mount points of a moment.
     pub state: PathBuf,
     /// Directory that layer indexes are kept in.
@@ -83,6 +88,8 @@ pub struct Mounted {
     above: Option<PathBuf>,
     _mounter: Mounter,
     choice: Choice,
+    /// The transport of what FUSE shows, and why that one.
+    carrier: (Transport, String),
     layers: Layers,
     since: Instant,
     later: Later,
@@ -98,12 +105,25 @@ pub fn show(
         let failed = |source| ShowError::State { path: path.clone(), source };
         fs::create_dir_all(path).map_err(failed)?;
     }
+    if options.enable_uring
+        && let Err(error) = probe::enable_uring()
+    {
+        tracing::warn!(%error, "FUSE over io_uring can't be switched on");
+    }
     // Tried where indexes are: the kernel reads EROFS from files of most file systems, not of tmpfs,
     // which the state is on as a rule.
     let facts = Facts::gather(&options.indexes);
     let choice = policy::choose(&facts, options.front)?;
     tracing::info!(front = %choice.front, reason = choice.reason, "front chosen");
+    let carried = Carried {
+        privilege: choice.privilege,
+        front: choice.front,
+        is_kept: options.holding.is_some(),
+        uring: &facts.uring,
+    };
+    let carrier = policy::transport(carried, options.transport);
     let mut mounter_options = MounterOptions::new(&options.state);
+    mounter_options.transport = options.transport;
     mounter_options.holding.clone_from(&options.holding);
     let mounter = Mounter::new(mounter_options)?;
     // Those of others that the kernel serves alone wait for successors of their own.
@@ -117,6 +137,7 @@ pub fn show(
         above: None,
         _mounter: mounter,
         choice,
+        carrier,
         layers: layers.clone(),
         since: Instant::now(),
         later: Later::default(),
@@ -191,9 +212,12 @@ impl Mounted {
             LayerReport::of(layer, shown.copied())
         });
         let layers: Vec<LayerReport> = layers.collect();
+        let by_fuse = shown.iter().any(|shown| *shown != Shown::ErofsDirect);
         MountStatus {
             front: self.choice.front.to_string(),
             reason: self.choice.reason.clone(),
+            transport: by_fuse.then(|| self.carrier.0.to_string()),
+            transport_reason: by_fuse.then(|| self.carrier.1.clone()),
             seconds: self.since.elapsed().as_secs(),
             fetched_bytes: layers.iter().map(|layer| layer.fetched_bytes).sum(),
             compressed_bytes: layers.iter().map(|layer| layer.compressed_bytes).sum(),
@@ -263,6 +287,10 @@ pub struct MountStatus {
     pub front: String,
     /// Why that one.
     pub reason: String,
+    /// `dev`, `uring` or `fuse3`; none where the kernel shows all layers alone.
+    pub transport: Option<String>,
+    /// Why that one.
+    pub transport_reason: Option<String>,
     /// Age.
     pub seconds: u64,
     /// Compressed bytes fetched since the mount was made.

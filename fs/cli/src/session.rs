@@ -21,8 +21,9 @@ use spanfs_layer::oci::{Descriptor, ImageConfig, Platform};
 use spanfs_mount::hold::Holding;
 use spanfs_mount::overlay::Upper;
 use spanfs_mount::policy::Front;
+use spanfs_mount::transport::Transport;
 
-use crate::arguments::{self, FrontChoice};
+use crate::arguments::{self, FrontChoice, Show, TransportChoice};
 use crate::failure::{Code, Failure};
 use crate::output::{Bar, Output};
 use crate::settings::{Background, Keeping, Reaching};
@@ -215,11 +216,18 @@ impl Session {
 
     pub(crate) fn mount(&mut self, asked: &Mounting) -> Result<(), Failure> {
         let options = ShowOptions {
-            front: match asked.front {
+            front: match asked.show.front {
                 FrontChoice::Auto => None,
                 FrontChoice::Erofs => Some(Front::Erofs),
                 FrontChoice::Inode => Some(Front::Inode),
             },
+            transport: match asked.show.transport {
+                TransportChoice::Auto => None,
+                TransportChoice::Dev => Some(Transport::Dev),
+                TransportChoice::Uring => Some(Transport::Uring),
+                TransportChoice::Fuse3 => Some(Transport::Fuse3),
+            },
+            enable_uring: asked.show.enable_uring,
             state: asked.state.clone(),
             indexes: self.keeping.cache_dir.join("indexes"),
             upper: asked.upper.clone(),
@@ -276,7 +284,7 @@ impl Session {
 #[derive(Clone, Debug)]
 pub(crate) struct Mounting {
     pub(crate) directory: PathBuf,
-    pub(crate) front: FrontChoice,
+    pub(crate) show: Show,
     pub(crate) state: PathBuf,
     pub(crate) upper: Option<Upper>,
     pub(crate) bare_layer: bool,
@@ -290,10 +298,10 @@ pub(crate) struct Mounting {
 
 impl Mounting {
     /// An image, read-only.
-    pub(crate) fn of(directory: &Path, front: FrontChoice, state: PathBuf) -> Self {
+    pub(crate) fn of(directory: &Path, show: Show, state: PathBuf) -> Self {
         let (upper, bare_layer, command) = (None, false, Vec::new());
         let (directory, holding, succeeds) = (directory.to_owned(), None, false);
-        Self { directory, front, state, upper, bare_layer, command, holding, succeeds }
+        Self { directory, show, state, upper, bare_layer, command, holding, succeeds }
     }
 }
 

@@ -262,6 +262,8 @@ table! {
     /// What only we have.
     Spanfs {
         front: String = "auto".to_owned(),
+        transport: String = "auto".to_owned(),
+        enable_uring: bool = false,
         ztoc_from_full_pull: bool = true,
         complete_blobs: bool = false,
         background_bytes_per_second_max: i64 = 0,

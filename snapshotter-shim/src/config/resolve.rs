@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use spanfs::image::decide::Parallel;
+use spanfs_mount::transport::Transport;
 
 use super::raw::{self, RawConfig};
 use super::{Fault, Faults};
@@ -76,6 +77,10 @@ pub struct Settings {
     pub allow_invalid_mounts: bool,
     /// How layers are shown.
     pub front: FrontChoice,
+    /// What carries FUSE; the best for each mount unless given.
+    pub transport: Option<Transport>,
+    /// Switch FUSE over io_uring on, for the whole machine.
+    pub enable_uring: bool,
     /// Layers that come whole leave a zTOC behind.
     pub ztoc_from_full_pull: bool,
     /// Lazy layers that are complete leave their blob in the content store.
@@ -312,6 +317,17 @@ fn resolve(raw: &RawConfig, check: &mut Check) -> Settings {
                 ("files", FrontChoice::Files),
             ],
         ),
+        transport: check.choice(
+            "spanfs.transport",
+            &raw.spanfs.transport,
+            &[
+                ("auto", None),
+                ("dev", Some(Transport::Dev)),
+                ("uring", Some(Transport::Uring)),
+                ("fuse3", Some(Transport::Fuse3)),
+            ],
+        ),
+        enable_uring: raw.spanfs.enable_uring,
         ztoc_from_full_pull: raw.spanfs.ztoc_from_full_pull,
         complete_blobs: complete_blobs(raw, check),
         background_bytes_per_second_max: match raw.spanfs.background_bytes_per_second_max {

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use spanfs_mount::transport::Transport;
 
 use super::*;
 
@@ -121,6 +122,9 @@ fn values_mean_what_they_say() {
         [pull_modes.parallel_pull_unpack.decompress_streams.gzip]
         path = "/usr/bin/unpigz"
         args = ["-d", "-c"]
+        [spanfs]
+        transport = "dev"
+        enable_uring = true
         [spanfs.overlay]
         mount_options = ["volatile"]
         "#,
@@ -128,6 +132,7 @@ fn values_mean_what_they_say() {
     assert_eq!(settings.metrics, Some(Listen::Unix("/run/m.sock".into())));
     assert!(settings.log_operations && !settings.verify_headers && settings.pull_modes.soci_v2);
     assert_eq!(settings.blob_check_interval, Duration::ZERO);
+    assert_eq!((settings.transport, settings.enable_uring), (Some(Transport::Dev), true));
     assert_eq!(settings.background_fetch, None);
     assert_eq!(settings.containerd, PathBuf::from("/run/c.sock"));
     assert_eq!(settings.kubeconfig, Some(None));
@@ -246,6 +251,10 @@ fn values_that_cannot_be() {
     check(
         "[spanfs]\nfront = 'fuse'",
         "spanfs.front is \"fuse\", expected auto or erofs or inode or files",
+    );
+    check(
+        "[spanfs]\ntransport = 'fuse'",
+        "spanfs.transport is \"fuse\", expected auto or dev or uring or fuse3",
     );
 }
 

@@ -44,7 +44,7 @@ use spanfs_cache::{Background, Cache, CacheOptions};
 use spanfs_layer::tree::OpaqueXattr;
 use spanfs_mount::hold::Holding;
 use spanfs_mount::policy::{self, Choice, Front};
-use spanfs_mount::probe::Facts;
+use spanfs_mount::probe::{self, Facts};
 use spanfs_mount::transport::ServerOptions;
 use spanfs_mount::{Inheritance, Mounter, MounterOptions, Parts};
 
@@ -114,6 +114,12 @@ impl Layers {
         options.parts = Parts::Visible;
         options.server = ServerOptions { mounts_max: MOUNTS_MAX, ..ServerOptions::default() };
         options.holding = holding;
+        options.transport = settings.transport;
+        if settings.enable_uring
+            && let Err(error) = probe::enable_uring()
+        {
+            tracing::warn!(%error, "FUSE over io_uring can't be switched on");
+        }
         let mounter = Mounter::new(options)?;
         let inheritance = restore::inherit(&mounter, snapshots)?;
         let Some(front) = choose_front(&mounts, settings) else {

@@ -169,6 +169,8 @@ fn a_converted_image_is_pushed_and_mounted() {
     let mount_point = scratch.path().join("mount");
     std::fs::create_dir(&mount_point).unwrap();
     let options = ShowOptions {
+        transport: None,
+        enable_uring: false,
         front: None,
         state: scratch.path().join("state"),
         indexes: scratch.path().join("indexes"),

@@ -39,13 +39,18 @@ fn doctor_knows_a_node_that_is_well(version: Version) {
     let node = Node::start(&Setup::of(version));
     let (status, said) = spanfs(&node, &["doctor", "--plain-http", &registry.address]);
     assert_eq!((status, &said["ok"]), (Some(0), &Value::Bool(true)), "{said}");
-    for about in ["fuse", "overlayfs", "snapshotter", "settings", "containerd", "registry", "clock"]
+    for about in
+        ["fuse", "overlayfs", "front", "snapshotter", "settings", "containerd", "registry", "clock"]
     {
         assert_eq!(verdict(&said, about), Some("ok"), "{about}: {said}");
     }
     for about in ["kernel", "io_uring", "disk"] {
         assert!(verdict(&said, about).is_some(), "{about}: {said}");
     }
+    let rows = said["findings"].as_array().expect("findings");
+    let transport = rows.iter().find(|row| row["about"] == "transport").expect("a transport");
+    let found = transport["found"].as_str().expect("text");
+    assert!(found.starts_with("dev: ") && found.contains("successor"), "{said}");
     node.stop_daemon(Signal::TERM);
     set(&node, "metrics_adress = 'x'\n");
     let (status, said) = spanfs(&node, &["doctor", "--plain-http", "127.0.0.1:1"]);

@@ -57,6 +57,42 @@ fn a_writable_mount_takes_changes_and_forgets_them() {
 }
 
 #[test]
+fn the_transport_that_is_asked_for_carries_the_mount_and_status_says_so() {
+    if !able(&[], true) {
+        return;
+    }
+    // A kernel without the parameter has no FUSE over io_uring; this switches it on where it is off.
+    let has_uring = Path::new("/sys/module/fuse/parameters/enable_uring").exists();
+    let ways: [(&str, &[&str], &str, &str); 5] = [
+        ("erofs", &[], "dev", "successor"),
+        ("inode", &[], "dev", "successor"),
+        ("inode", &["--transport", "fuse3"], "fuse3", "asked for"),
+        ("erofs", &["--transport", "dev"], "dev", "asked for"),
+        ("inode", &["--transport", "uring", "--enable-uring"], "uring", "asked for"),
+    ];
+    let node = Node::new();
+    for (front, options, transport, reason) in ways {
+        if transport == "uring" && !has_uring {
+            eprintln!("skipped half: no FUSE over io_uring");
+            continue;
+        }
+        let root = node.mount(&[&["--front", front, "--no-background"], options].concat());
+        let status = node.scratch.status_of(&root);
+        let mount = &status["mounts"][0];
+        assert_eq!((&mount["front"], &mount["transport"]), (&front.into(), &transport.into()));
+        assert!(
+            mount["transport_reason"].as_str().is_some_and(|it| it.contains(reason)),
+            "{mount}"
+        );
+        trees::assert_same(&node.expected, &look(&root));
+        let told = run(node.scratch.spanfs().arg("status").arg(&root));
+        assert!(told.contains(&format!("carried   by {transport}: ")), "{told}");
+        node.scratch.umount();
+        node.scratch.forget();
+    }
+}
+
+#[test]
 fn one_layer_is_shown_alone_with_its_whiteouts() {
     if !able(&[], true) {
         return;

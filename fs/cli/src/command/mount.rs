@@ -135,7 +135,7 @@ fn serve(
     let mut session = Session::open(image, pinned.as_ref(), only, keeping, &reaching, output)?;
     // Nothing was mounted so far, and a signal could simply end us; from here on it may not.
     orderly.begin();
-    let mut mounting = Mounting::of(directory, arguments.show.front, state_directory()?);
+    let mut mounting = Mounting::of(directory, arguments.show, state_directory()?);
     mounting.bare_layer = arguments.layer.is_some();
     let changes = arguments.rw.then(|| Changes::make(&keeping.cache_dir)).transpose()?;
     mounting.upper = changes.as_ref().map(Changes::upper);

@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Run, output: &Output) -> Result<ExitCode, Failure>
     let orderly = signals::listen(sender).map_err(|error| Failure::io(attempted(), &error))?;
 
     let mut session = Session::open(&arguments.image, None, None, &keeping, &reaching, output)?;
-    let mut mounting = Mounting::of(&places.image, arguments.show.front, places.state.clone());
+    let mut mounting = Mounting::of(&places.image, arguments.show, places.state.clone());
     mounting.command.clone_from(&arguments.command);
     session.mount(&mounting)?;
     let root = furnish(&places, arguments.read_only, privilege, output);

@@ -63,6 +63,10 @@ fn show(mount: &Value, output: &Output) {
         mount["seconds"].as_u64().unwrap_or(0)
     ));
     output.line(format_args!("  shown by  {}: {}", text(&mount["front"]), text(&mount["reason"])));
+    if let Some(transport) = mount["transport"].as_str() {
+        let reason = text(&mount["transport_reason"]);
+        output.line(format_args!("  carried   by {transport}: {reason}"));
+    }
     output.line(format_args!(
         "  fetched   {} of {}, {} present",
         bytes(&mount["fetched_bytes"]),

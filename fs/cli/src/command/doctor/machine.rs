@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rustix::fs::{StatVfs, statfs, statvfs};
 use spanfs_fetch::{Engine, EngineKind, EngineOptions};
-use spanfs_mount::probe;
+use spanfs_mount::{policy, probe};
 
 use super::{Finding, nearest};
 use crate::quantity::Bytes;
@@ -17,14 +17,15 @@ const FREE_BYTES_GOOD: u64 = 20 << 30;
 const FREE_INODES_GOOD: u64 = 200_000;
 
 pub(super) fn look(root: &Path) -> Vec<Finding> {
-    let mut findings = kernel();
+    let mut findings = kernel(root);
     findings.push(io_uring());
     findings.extend(disk(root));
     findings
 }
 
-fn kernel() -> Vec<Finding> {
-    let facts = probe::Facts::gather(&std::env::temp_dir());
+fn kernel(root: &Path) -> Vec<Finding> {
+    // Tried where it will be done: the kernel takes files of most file systems, not of all.
+    let facts = probe::Facts::gather(&nearest(root));
     let release = &facts.kernel;
     let mut findings = Vec::new();
     findings.push(match &facts.erofs {
@@ -53,7 +54,21 @@ fn kernel() -> Vec<Finding> {
         true => Finding::ok("overlayfs", "the kernel has it"),
         false => Finding::fault("overlayfs", "the kernel does not list it", "modprobe overlay"),
     });
+    findings.extend(choices(&facts));
     findings
+}
+
+/// How the daemon shows layers unless its settings want it otherwise; its mounts outlive it.
+fn choices(facts: &probe::Facts) -> Vec<Finding> {
+    let explained = policy::explain(facts, None, None, true).into_iter();
+    let chosen = explained.filter(|it| ["front", "transport"].contains(&it.subject));
+    let advice = "see the findings above; containerd unpacks every layer until then";
+    chosen
+        .map(|it| match it.is_good {
+            true => Finding::ok(it.subject, it.text),
+            false => Finding::fault(it.subject, it.text, advice),
+        })
+        .collect()
 }
 
 fn io_uring() -> Finding {
