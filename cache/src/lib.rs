@@ -9,6 +9,7 @@ pub mod build;
 mod cache;
 mod content;
 mod crc;
+mod deflate;
 mod error;
 mod gather;
 pub mod inflate;

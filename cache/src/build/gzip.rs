@@ -5,22 +5,20 @@
 //! there is none yet, or where more than the span size has come since the last. Unlike them, a blob
 //! that begins with empty blocks gets one checkpoint at output 0: their own reader refuses two.
 
-use std::io;
-
 use spanfs_layer::ztoc::{Checkpoint, Restarts};
 use spanfs_layer::{CompressedOffset, UncompressedOffset};
 
 use super::hashing::Cut;
 use super::output::Output;
 use super::{BuildError, NotLazy, SPANS_MAX, Scanned, Sink};
+use crate::deflate::{Event, Inflate};
 use crate::inflate::SPAN_BYTES_MAX;
-use crate::sys::{Format, Inflater, Stop};
 
 pub(super) struct GzipScan {
-    decoder: Inflater,
+    decoder: Inflate,
     state: State,
-    /// Bytes of the blob taken.
-    at: u64,
+    /// Bytes of the blob given.
+    len: u64,
     /// Where the last member ended.
     member_end: u64,
     span_size: u64,
@@ -41,18 +39,16 @@ enum State {
 }
 
 impl GzipScan {
-    pub(super) fn new(span_size: u64) -> Result<Self, BuildError> {
-        let decoder = Inflater::new(Format::Gzip);
-        let decoder = decoder.map_err(|error| BuildError::Start(io::Error::other(error)))?;
-        Ok(Self {
-            decoder,
+    pub(super) fn new(span_size: u64) -> Self {
+        Self {
+            decoder: Inflate::new(),
             state: State::FirstHeader,
-            at: 0,
+            len: 0,
             member_end: 0,
             span_size,
             checkpoints: Vec::new(),
             not_lazy: None,
-        })
+        }
     }
 
     pub(super) fn feed<S: Sink>(
@@ -61,37 +57,41 @@ impl GzipScan {
         output: &mut Output<S>,
         cuts: &mut Vec<Cut>,
     ) -> Result<(), BuildError> {
+        self.len += input.len() as u64;
         while self.state != State::Junk {
-            let progress = match self.decoder.step(input, output.room()?, Stop::Block) {
-                Ok(progress) => progress,
-                Err(_) if self.state == State::Header => {
-                    self.state = State::Junk;
-                    break;
+            let (buffer, filled) = output.space()?;
+            let mut end = filled;
+            let event = self.decoder.step(&mut input, buffer, &mut end);
+            output.advance(end - filled)?;
+            match event {
+                Ok(Event::Block { at, bits }) => {
+                    self.state = State::Blocks;
+                    self.at_block(at, bits, output, cuts);
                 }
+                Ok(Event::End { at }) => {
+                    self.member_end = at;
+                    self.state = State::Header;
+                }
+                Ok(Event::NeedsInput) => return Ok(()),
+                Ok(Event::NeedsRoom) => {}
+                Err(_) if self.state == State::Header => self.state = State::Junk,
                 Err(bad) => {
-                    return Err(BuildError::Compressed { at: self.at, reason: bad.to_string() });
+                    let at = self.len - input.len() as u64;
+                    return Err(BuildError::Compressed { at, reason: bad.to_string() });
                 }
-            };
-            input = input.get(progress.consumed..).unwrap_or_default();
-            self.at += progress.consumed as u64;
-            output.advance(progress.produced)?;
-            if progress.end {
-                self.member_end = self.at;
-                self.state = State::Header;
-                self.decoder.reset(Format::Gzip);
-            } else if let Some(bits) = progress.block {
-                self.state = State::Blocks;
-                self.at_block(bits, output, cuts);
-            } else if progress.is_stuck() {
-                return Ok(());
             }
         }
-        self.at += input.len() as u64;
         Ok(())
     }
 
     /// A block begins: perhaps a span, too.
-    fn at_block<S: Sink>(&mut self, bits: u8, output: &mut Output<S>, cuts: &mut Vec<Cut>) {
+    fn at_block<S: Sink>(
+        &mut self,
+        at: u64,
+        bits: u8,
+        output: &mut Output<S>,
+        cuts: &mut Vec<Cut>,
+    ) {
         let position = output.position();
         let since_last = self.checkpoints.last().map(|last| position - last.output.0);
         if since_last.is_some_and(|len| len <= self.span_size) || self.not_lazy.is_some() {
@@ -106,12 +106,12 @@ impl GzipScan {
         }
         let window = if position == 0 { Vec::new() } else { output.window().to_vec() };
         self.checkpoints.push(Checkpoint {
-            input: CompressedOffset(self.at),
+            input: CompressedOffset(at),
             output: UncompressedOffset(position),
             bits,
             window,
         });
-        cuts.push(Cut { at: self.at, is_shared: bits > 0 });
+        cuts.push(Cut { at, is_shared: bits > 0 });
         output.begin_span(position);
     }
 
@@ -129,12 +129,12 @@ impl GzipScan {
 
     pub(super) fn finish(mut self, len: u64) -> Result<Scanned, BuildError> {
         if matches!(self.state, State::FirstHeader | State::Blocks) {
-            return Err(BuildError::Truncated { at: self.at });
+            return Err(BuildError::Truncated { at: self.len });
         }
         if let Some(last) = self.checkpoints.last() {
             self.check_span(len - last.output.0);
         }
-        let (at, trailing_len) = (self.member_end, self.at - self.member_end);
+        let (at, trailing_len) = (self.member_end, self.len - self.member_end);
         if trailing_len > 0 {
             return Ok(Err(NotLazy::TrailingBytes { at, len: trailing_len }));
         }

@@ -326,7 +326,7 @@ impl<S: Sink> LayerBuilder<S> {
 impl Scan {
     fn of(compression: Compression, span_size: u64) -> Result<Self, BuildError> {
         Ok(match compression {
-            Compression::Gzip => Self::Gzip(GzipScan::new(span_size)?),
+            Compression::Gzip => Self::Gzip(GzipScan::new(span_size)),
             Compression::Zstd => Self::Zstd(ZstdScan::new(span_size)?),
             Compression::Uncompressed if span_size == 0 => return Err(BuildError::SpanSize),
             Compression::Uncompressed => Self::Stored(StoredScan::new(span_size)),

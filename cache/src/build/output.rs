@@ -65,10 +65,16 @@ impl<S: Sink> Output<S> {
 
     /// Room for the next bytes; never empty.
     pub(super) fn room(&mut self) -> Result<&mut [u8], BuildError> {
+        let (buffer, filled) = self.space()?;
+        Ok(buffer.get_mut(filled..).unwrap_or_default())
+    }
+
+    /// The same with what came before it, and how much that is: a window at least.
+    pub(super) fn space(&mut self) -> Result<(&mut [u8], usize), BuildError> {
         if self.filled == self.buffer.len() {
             self.pass_on()?;
         }
-        Ok(self.buffer.get_mut(self.filled..).unwrap_or_default())
+        Ok((&mut self.buffer, self.filled))
     }
 
     /// The first `len` bytes of the room have come.

@@ -2,7 +2,7 @@
 //! safe types.
 //!
 //! [`WholeStream`] decodes complete streams, twice as fast; [`Inflater`] decodes anything, piece by
-//! piece, from any bit, and stops at block boundaries on request.
+//! piece, from any bit, behind any window.
 #![expect(unsafe_code, reason = "decoders and allocator have C interfaces")]
 
 mod memory;

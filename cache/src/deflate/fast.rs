@@ -1,0 +1,188 @@
+//! Symbols without care for the ends: as long as both input and room have more than any needs.
+
+use super::BadStream;
+use super::bits::Bits;
+use super::block::Codes;
+use super::table;
+
+/// Input that one round takes at most, and what a refill reads beyond it.
+const INPUT_MARGIN: usize = 32;
+
+/// Room that one round takes at most: three literals, the longest copy, and its last whole chunk.
+const ROOM_MARGIN: usize = 3 + 258 + CHUNK_LEN;
+
+/// Bytes copied at once.
+const CHUNK_LEN: usize = 16;
+
+/// Whether there is enough of both for a round.
+pub(super) fn fits(input: &[u8], buffer: &[u8], filled: usize) -> bool {
+    input.len() >= INPUT_MARGIN && buffer.len() - filled >= ROOM_MARGIN
+}
+
+const LITERAL_MASK: u64 = (1 << table::LITERAL_BITS) - 1;
+const DISTANCE_MASK: u64 = (1 << table::DISTANCE_BITS) - 1;
+
+/// The bits under way; above `count`, `hold` has bits that the next refill brings again.
+struct Reader<'a> {
+    input: &'a [u8],
+    hold: u64,
+    count: u32,
+}
+
+impl Reader<'_> {
+    /// Have 56 bits at least, given eight bytes of input.
+    #[inline(always)]
+    fn refill(&mut self) {
+        let Some(word) = self.input.first_chunk() else { return };
+        self.hold |= u64::from_le_bytes(*word) << self.count;
+        let taken = (63 - self.count) >> 3;
+        self.input = self.input.get(taken as usize..).unwrap_or_default();
+        self.count |= 56;
+    }
+
+    #[inline(always)]
+    fn drop(&mut self, entry: u32) {
+        self.hold >>= table::bits(entry);
+        self.count = self.count.wrapping_sub(table::bits(entry));
+    }
+}
+
+/// Symbols while input and room have a margin. Ends before the end of the block, and before what
+/// is wrong: the careful loop says so.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "masks keep indices in tables, the margin keeps them in the buffer"
+)]
+pub(super) fn symbols(
+    codes: &Codes,
+    bits: &mut Bits,
+    input: &mut &[u8],
+    buffer: &mut [u8],
+    filled: &mut usize,
+    floor: usize,
+) -> Result<(), BadStream> {
+    if !fits(input, buffer, *filled) {
+        return Ok(());
+    }
+    let room_end = buffer.len() - ROOM_MARGIN;
+    let mut at = *filled;
+    let mut reader = Reader { input, hold: bits.hold, count: bits.count };
+    reader.refill();
+    let mut entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
+    // In each round `entry` is that of the next bits, of which there are 56 at least.
+    while reader.input.len() >= INPUT_MARGIN && at <= room_end {
+        if entry & table::LITERAL != 0 {
+            buffer[at] = (entry >> 16) as u8;
+            at += 1;
+            reader.drop(entry);
+            entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
+            if entry & table::LITERAL != 0 {
+                buffer[at] = (entry >> 16) as u8;
+                at += 1;
+                reader.drop(entry);
+                entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
+                if entry & table::LITERAL != 0 {
+                    buffer[at] = (entry >> 16) as u8;
+                    at += 1;
+                    reader.drop(entry);
+                    reader.refill();
+                    entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
+                    continue;
+                }
+            }
+        }
+        // 34 bits are left at least, 20 are needed.
+        let before = (reader.hold, reader.count);
+        if entry & table::EXCEPTIONAL != 0 {
+            if entry & table::SUB_TABLE == 0 {
+                break;
+            }
+            let start = (entry >> 16) as usize;
+            let sub_bits = entry >> 8 & 0xf;
+            reader.drop(entry);
+            let index = start + (reader.hold & !(u64::MAX << sub_bits)) as usize;
+            entry = codes.literals[index & (table::LITERAL_TABLE_LEN - 1)];
+            if entry & table::LITERAL != 0 {
+                buffer[at] = (entry >> 16) as u8;
+                at += 1;
+                reader.drop(entry);
+                reader.refill();
+                entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
+                continue;
+            }
+            if entry & table::EXCEPTIONAL != 0 {
+                (reader.hold, reader.count) = before;
+                break;
+            }
+        }
+        let len = table::value(entry, reader.hold);
+        reader.drop(entry);
+        let mut distance_entry = codes.distances[(reader.hold & DISTANCE_MASK) as usize];
+        if reader.count < 28 {
+            reader.refill();
+            distance_entry = codes.distances[(reader.hold & DISTANCE_MASK) as usize];
+        }
+        if distance_entry & table::EXCEPTIONAL != 0 {
+            if distance_entry & table::SUB_TABLE == 0 {
+                return Err(BadStream("invalid distance code"));
+            }
+            let start = (distance_entry >> 16) as usize;
+            let sub_bits = distance_entry >> 8 & 0xf;
+            reader.drop(distance_entry);
+            let index = start + (reader.hold & !(u64::MAX << sub_bits)) as usize;
+            distance_entry = codes.distances[index & (table::DISTANCE_TABLE_LEN - 1)];
+            if distance_entry & table::EXCEPTIONAL != 0 {
+                return Err(BadStream("invalid distance code"));
+            }
+        }
+        let distance = table::value(distance_entry, reader.hold);
+        reader.drop(distance_entry);
+        if distance > at - floor {
+            return Err(BadStream("invalid distance too far back"));
+        }
+        // The next symbol is looked up while the copy goes on.
+        reader.refill();
+        entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
+        copy(buffer, at, len, distance);
+        at += len;
+    }
+    let Reader { input: rest, hold, count } = reader;
+    *input = rest;
+    *bits = Bits { hold: hold & !(u64::MAX << count), count };
+    *filled = at;
+    Ok(())
+}
+
+/// Copy `len` bytes to `at` from `distance` before it, and perhaps up to a chunk more.
+#[inline(always)]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "the caller checked the distance and keeps a margin of room"
+)]
+fn copy(buffer: &mut [u8], at: usize, len: usize, distance: usize) {
+    let from = at - distance;
+    if distance >= CHUNK_LEN {
+        let mut done = 0;
+        loop {
+            let mut chunk = [0; CHUNK_LEN];
+            chunk.copy_from_slice(&buffer[from + done..from + done + CHUNK_LEN]);
+            buffer[at + done..at + done + CHUNK_LEN].copy_from_slice(&chunk);
+            done += CHUNK_LEN;
+            if done >= len {
+                break;
+            }
+        }
+    } else if distance == 1 {
+        let byte = buffer[from];
+        buffer[at..at + len].fill(byte);
+    } else {
+        // Each step leaves `distance` right bytes more.
+        let mut done = 0;
+        while done < len {
+            let mut chunk = [0; CHUNK_LEN];
+            chunk.copy_from_slice(&buffer[from + done..from + done + CHUNK_LEN]);
+            buffer[at + done..at + done + CHUNK_LEN].copy_from_slice(&chunk);
+            done += distance;
+        }
+    }
+}
