@@ -14,6 +14,7 @@
 mod gzip;
 mod hashing;
 mod output;
+mod spans;
 mod stored;
 mod sums;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use spanfs_layer::{Digest, Record, UncompressedOffset, Ztoc};
 use gzip::GzipScan;
 use hashing::{Cut, HashThread};
 use output::Output;
+pub use spans::{KnownToc, SpanBuilder, SpanSink, SpansError};
 use stored::StoredScan;
 pub use sums::SpanSum;
 use zstd::ZstdScan;

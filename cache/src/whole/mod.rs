@@ -48,6 +48,9 @@ pub struct WholeSpec<'a> {
     pub local: Option<Arc<dyn Blob>>,
     /// Compression if known, and how to cut spans.
     pub build: BuildOptions,
+    /// A zTOC that may be the layer's, encoded. If it is, the spans are decoded on all cores, and what
+    /// comes out is the same; it need not be trusted.
+    pub known: Option<Arc<[u8]>>,
     /// Chunks under way, which bound the memory; who waits; how long no byte at all may come, from
     /// the source or from another process that gets the layer.
     pub stream: StreamOptions,
@@ -251,17 +254,18 @@ impl Pass<'_> {
         let part = made.map_err(CacheError::storage("making", &path))?;
         let blob_path = self.claim.file(BLOB);
         let spec = self.spec;
-        let result = pass::run(spec, &self.claim, &part, &path).and_then(|passed| {
-            let pass::Passed { built, download } = passed;
-            // Both wait for the disk.
-            std::thread::scope(|scope| {
-                let keep = || download.map_or(Ok(()), |it| keep_blob(spec, it, &blob_path));
-                let kept = scope.spawn(keep);
-                let whole = self.keep(built, part);
-                kept.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                whole
-            })
-        });
+        let result =
+            pass::run(spec, self.cache.works(), &self.claim, &part, &path).and_then(|passed| {
+                let pass::Passed { built, download } = passed;
+                // Both wait for the disk.
+                std::thread::scope(|scope| {
+                    let keep = || download.map_or(Ok(()), |it| keep_blob(spec, it, &blob_path));
+                    let kept = scope.spawn(keep);
+                    let whole = self.keep(built, part);
+                    kept.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                    whole
+                })
+            });
         if let Err(error) = &result {
             let mut left = vec![path];
             if !source::is_resumable(error) {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use spanfs_fetch::buffer::Download;
@@ -11,8 +12,11 @@ use spanfs_layer::{Algorithm, Digest, Hasher, UncompressedOffset};
 
 use super::{WholeSpec, program, source};
 use crate::CacheError;
-use crate::build::{BuildError, BuildOptions, Built, LayerBuilder};
+use crate::build::{
+    BuildError, BuildOptions, Built, KnownToc, LayerBuilder, SpanBuilder, SpansError,
+};
 use crate::cache::claim::Claim;
+use crate::works::Works;
 
 /// What a pass leaves beside the part file.
 pub(super) struct Passed {
@@ -25,11 +29,15 @@ pub(super) struct Passed {
 /// Write the tar of `spec`'s blob to `part`, and check both digests.
 pub(super) fn run(
     spec: &WholeSpec<'_>,
+    works: &Works,
     claim: &Claim,
     part: &File,
     path: &Path,
 ) -> Result<Passed, CacheError> {
     let layer = spec.layer();
+    if let Some(passed) = by_spans(spec, works, claim, part, path)? {
+        return Ok(passed);
+    }
     // The builder knows SHA-256 alone.
     let mut tar_hash = other_hash(spec.diff_id.as_ref());
     let sink = |at: UncompressedOffset, bytes: &[u8]| {
@@ -40,15 +48,7 @@ pub(super) fn run(
         tar_hash.iter_mut().for_each(|hash| hash.update(bytes));
         part.write_all_at(bytes, at.0)
     };
-    let failed = |error: BuildError| match error {
-        BuildError::Sink { .. } if spec.stop.load(Ordering::Relaxed) => {
-            CacheError::Stopped { layer }
-        }
-        BuildError::Sink { source, .. } => {
-            CacheError::Storage { doing: "unpacking a layer into", path: path.to_owned(), source }
-        }
-        source => CacheError::Build { layer, source },
-    };
+    let failed = |error: BuildError| build_failed(spec, path, error);
     let builder = |options: BuildOptions| LayerBuilder::new(options, sink).map_err(failed);
     let (mut built, download) = match spec.program {
         None => decode_here(spec, claim, builder(spec.build.clone())?, failed)?,
@@ -65,6 +65,87 @@ pub(super) fn run(
         check(layer, "its tar has digest", &built.diff_id, diff_id)?;
     }
     Ok(Passed { built, download })
+}
+
+/// Decode by a zTOC that is known, on all cores. `None` if that does not give the promised layer, for
+/// whatever reason that another way may not have.
+fn by_spans(
+    spec: &WholeSpec<'_>,
+    works: &Works,
+    claim: &Claim,
+    part: &File,
+    path: &Path,
+) -> Result<Option<Passed>, CacheError> {
+    let layer = spec.layer();
+    let promised = spec.diff_id.filter(|it| it.algorithm() == Algorithm::Sha256);
+    let (Some(encoded), Some(diff_id), None) = (&spec.known, promised, spec.program) else {
+        return Ok(None);
+    };
+    if layer.algorithm() != Algorithm::Sha256 {
+        return Ok(None);
+    }
+    let given_up = |error: SpansError| match error {
+        SpansError::Build(error) => Err(build_failed(spec, path, error)),
+        SpansError::Other(reason) => {
+            tracing::info!(%layer, reason, "the layer is not decoded by the zTOC that is known");
+            Ok(None)
+        }
+    };
+    let known = match KnownToc::new(Arc::clone(encoded), spec.blob.size()) {
+        Ok(known) => known,
+        Err(error) => return given_up(error),
+    };
+    let file = part.try_clone().map_err(CacheError::storage("opening again", path))?;
+    let sink = Arc::new(move |at: UncompressedOffset, bytes: &[u8]| file.write_all_at(bytes, at.0));
+    let mut refused = None;
+    let passed = SpanBuilder::new(layer, known, &works.pool, spec.stream.priority, sink).map(
+        |mut builder| {
+            let download = source::feed(spec, claim, |bytes| {
+                builder.feed(bytes).map_err(|error| {
+                    refused = Some(error);
+                    CacheError::Stopped { layer }
+                })
+            });
+            download.map(|download| (builder.finish(), download))
+        },
+    );
+    let (built, download) = match (passed, refused) {
+        (Err(error), _) | (Ok(_), Some(error)) => return start_again(part, path, given_up(error)),
+        (Ok(fed), None) => fed?,
+    };
+    let built = match built {
+        Ok(built) => built,
+        Err(error) => return start_again(part, path, given_up(error)),
+    };
+    check(layer, "its blob has digest", &built.blob_digest, &layer)?;
+    if built.diff_id != diff_id {
+        let reason = SpansError::Other(format!("its tar has digest {}", built.diff_id));
+        return start_again(part, path, given_up(reason));
+    }
+    Ok(Some(Passed { built, download }))
+}
+
+/// Leave nothing of a first try to the next one.
+fn start_again(
+    part: &File,
+    path: &Path,
+    given_up: Result<Option<Passed>, CacheError>,
+) -> Result<Option<Passed>, CacheError> {
+    part.set_len(0).map_err(CacheError::storage("emptying", path))?;
+    given_up
+}
+
+fn build_failed(spec: &WholeSpec<'_>, path: &Path, error: BuildError) -> CacheError {
+    let layer = spec.layer();
+    match error {
+        BuildError::Sink { .. } if spec.stop.load(Ordering::Relaxed) => {
+            CacheError::Stopped { layer }
+        }
+        BuildError::Sink { source, .. } => {
+            CacheError::Storage { doing: "unpacking a layer into", path: path.to_owned(), source }
+        }
+        source => CacheError::Build { layer, source },
+    }
 }
 
 /// Decompress by the builder itself.

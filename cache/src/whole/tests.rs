@@ -2,6 +2,7 @@ mod crash;
 mod disk;
 mod file;
 mod golden;
+mod known;
 mod program;
 
 use spanfs_fetch::{Class, Ticket, Want};
@@ -22,6 +23,7 @@ fn spec(blob: Arc<dyn Blob>, diff_id: Option<Digest>) -> WholeSpec<'static> {
         diff_id,
         local: None,
         build,
+        known: None,
         stream,
         stop: &NEVER,
         progress: &|_| {},

@@ -1,7 +1,10 @@
 mod golden;
 mod random;
+mod spans;
 
-use spanfs_fetch::Fetched;
+use std::sync::Arc;
+
+use spanfs_fetch::{Fetched, Priority};
 use spanfs_layer::{Restart, SpanTable};
 
 use super::*;

@@ -267,6 +267,8 @@ impl Images {
             diff_id: Some(diff_id),
             local,
             build: BuildOptions::default(),
+            // Left by an earlier pass, the layer gone since.
+            known: shelf.ztoc_of_layer(&descriptor.digest).map(|(_, encoded)| encoded),
             stream,
             stop: source.stop,
             progress: &|done| (source.progress)(descriptor, done),
