@@ -5,28 +5,32 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, reason = "a benchmark reports by printing")]
 
-mod zlib;
+mod decoders;
+mod layer;
+mod scaling;
+mod stages;
+mod sys;
 
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use spanfs_cache::build::{BuildOptions, LayerBuilder, Toc};
-use spanfs_cache::inflate::{Buffers, Decoder, HEADROOM, Pool, PoolOptions, VerifiedSpan};
-use spanfs_fetch::{Fetched, Priority};
+use spanfs_cache::inflate::{Buffers, Decoder, VerifiedSpan};
 use spanfs_layer::tar::{Limits, Reader};
-use spanfs_layer::{Digest, Restart, SpanTable, UncompressedOffset};
+
+use layer::{Layer, build, tar_of_programs};
 
 /// Rounds of each measurement; the fastest counts, since all noise is upwards.
 const ROUNDS: usize = 5;
 
 fn main() {
+    if scaling::is_child() {
+        return scaling::child();
+    }
     let is_bench = std::env::args().any(|arg| arg == "--bench");
     let (len, rounds) = if is_bench { (192 << 20, ROUNDS) } else { (2 << 20, 1) };
     let tar = tar_of_programs(len);
-    let layer = Arc::new(Layer::new(zlib::gzip(&tar)));
+    let layer = Arc::new(Layer::new(sys::gzip(&tar)));
     println!(
         "layer: {} MB in {} MB of gzip -6, {} spans",
         tar.len() / 1_000_000,
@@ -34,97 +38,16 @@ fn main() {
         layer.table.spans().len()
     );
     span_inflate(&layer, &tar, rounds);
-    scaling(&layer, rounds);
+    scaling::measure(&layer, rounds);
     index_build(&layer, rounds);
+    decoders::measure("programs", &layer, rounds);
+    let synthetic = Layer::new(sys::gzip(&layer::synthetic_tar(len / 2)));
+    decoders::measure("synthetic", &synthetic, rounds);
+    stages::measure(&layer, rounds);
 }
 
-/// A tar of files below /usr, up to about `len` bytes.
-fn tar_of_programs(len: usize) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for folder in ["/usr/bin", "/usr/lib"] {
-        append(&mut builder, Path::new(folder), len);
-    }
-    builder.into_inner().unwrap()
-}
-
-fn append(builder: &mut tar::Builder<Vec<u8>>, folder: &Path, len: usize) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    for path in paths {
-        let Ok(metadata) = path.symlink_metadata() else { continue };
-        if builder.get_ref().len() + metadata.len() as usize > len {
-            continue;
-        }
-        if metadata.is_dir() {
-            append(builder, &path, len);
-        } else if metadata.is_file()
-            && let Ok(mut file) = std::fs::File::open(&path)
-        {
-            builder.append_file(path.strip_prefix("/").unwrap(), &mut file).unwrap();
-        }
-    }
-}
-
-struct Layer {
-    blob: Vec<u8>,
-    digest: Digest,
-    encoded: Vec<u8>,
-    table: SpanTable,
-}
-
-impl Layer {
-    fn new(blob: Vec<u8>) -> Self {
-        let Toc::Lazy(ztoc) = build(&blob) else { panic!("no zTOC") };
-        let encoded = ztoc.encode();
-        let table = SpanTable::from_ztoc(&encoded).unwrap();
-        Self { digest: Digest::of(&blob), blob, encoded, table }
-    }
-
-    fn data(&self, number: usize) -> &[u8] {
-        let range = &self.table.spans()[number].compressed;
-        &self.blob[range.start.0 as usize..range.end.0 as usize]
-    }
-
-    fn restart(&self, number: usize) -> (u8, Option<&[u8; 32768]>) {
-        let Restart::Deflate { bits, window_at } = self.table.spans()[number].restart else {
-            panic!("not a gzip layer")
-        };
-        let window = self.encoded[window_at as usize..].first_chunk();
-        (bits, window.filter(|_| window_at > 0))
-    }
-
-    fn fetched(&self, number: usize) -> Fetched {
-        let mut bytes = Vec::with_capacity(HEADROOM + self.data(number).len() + 8);
-        bytes.resize(HEADROOM, 0);
-        bytes.extend_from_slice(self.data(number));
-        Fetched { bytes, headroom: HEADROOM }
-    }
-
-    fn len(&self) -> u64 {
-        self.table.uncompressed_len()
-    }
-}
-
-fn build(blob: &[u8]) -> Toc {
-    let sink = |_: UncompressedOffset, bytes: &[u8]| {
-        black_box(bytes);
-        Ok(())
-    };
-    let mut builder = LayerBuilder::new(BuildOptions::default(), sink).unwrap();
-    // As the fetch engine delivers it.
-    for piece in blob.chunks(1 << 20) {
-        builder.feed(piece).unwrap();
-    }
-    builder.finish().unwrap().toc
-}
-
-/// The fastest of some rounds.
-fn fastest(rounds: usize, mut round: impl FnMut() -> Duration) -> Duration {
-    (0..rounds).map(|_| round()).min().unwrap()
-}
-
-fn rate(len: u64, time: Duration) -> f64 {
+/// Megabytes a second.
+pub(crate) fn rate(len: u64, time: Duration) -> f64 {
     len as f64 / 1e6 / time.as_secs_f64()
 }
 
@@ -138,7 +61,7 @@ fn span_inflate(layer: &Layer, tar: &[u8], rounds: usize) {
             let range = &layer.table.spans()[number].uncompressed;
             let len = (range.end.0 - range.start.0) as usize;
             let window = window.map(|window| window.as_slice());
-            zlib::inflate_span(layer.data(number), bits, window, &mut out[..len]);
+            sys::inflate_span(layer.data(number), bits, window, &mut out[..len]);
             assert!(out[..64.min(len)] == tar[range.start.0 as usize..][..64.min(len)]);
         }
         start.elapsed()
@@ -171,38 +94,8 @@ fn span_inflate(layer: &Layer, tar: &[u8], rounds: usize) {
     println!("  with the digest checked: {:.0} MB/s", rate(layer.len(), checked));
 }
 
-fn scaling(layer: &Arc<Layer>, rounds: usize) {
-    let time = |threads: usize| {
-        let pool =
-            Pool::new(&PoolOptions { bytes_max: 1 << 30, ..PoolOptions::for_threads(threads) });
-        let pool = pool.unwrap();
-        fastest(rounds, || {
-            let count = layer.table.spans().len();
-            let spans: Vec<_> = (0..count).map(|number| layer.fetched(number)).collect();
-            let (done, wait) = mpsc::channel();
-            let start = Instant::now();
-            for (number, fetched) in spans.into_iter().enumerate() {
-                let (layer, done) = (layer.clone(), done.clone());
-                let job = move |decoder: &mut Decoder| {
-                    let span = VerifiedSpan::check(&layer.digest, &layer.table, number, fetched);
-                    let inflated = decoder.inflate(span.unwrap(), layer.restart(number).1).unwrap();
-                    done.send(inflated.bytes().len()).unwrap();
-                };
-                assert!(pool.submit(Priority::OnDemand, 0, Box::new(job)).is_ok());
-            }
-            drop(done);
-            assert_eq!(wait.iter().sum::<usize>() as u64, layer.len());
-            start.elapsed()
-        })
-    };
-    let (one, two) = (time(1), time(2));
-    let per_core = one.as_secs_f64() / two.as_secs_f64() / 2.0;
-    let (one, two) = (rate(layer.len(), one), rate(layer.len(), two));
-    println!("pool: 1 thread {one:.0} MB/s, 2 threads {two:.0} MB/s: {per_core:.2} per core");
-}
-
 /// Processor time of this thread: what a busy machine can't falsify.
-fn thread_time() -> Duration {
+pub(crate) fn thread_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
@@ -217,9 +110,9 @@ fn index_build(layer: &Layer, rounds: usize) {
     for _ in 0..rounds {
         let mut records = Vec::new();
         timed(&mut zlib, &mut || {
-            black_box(zlib::index(&layer.blob, 4 << 20));
+            black_box(sys::index(&layer.blob, 4 << 20));
             let mut reader = Reader::new(Limits::default());
-            zlib::read(&layer.blob, |bytes| reader.feed(bytes, &mut records).unwrap());
+            sys::zlib::read(&layer.blob, |bytes| reader.feed(bytes, &mut records).unwrap());
         });
         let mut count = 0;
         timed(&mut ours, &mut || count = build(&layer.blob).records().len());

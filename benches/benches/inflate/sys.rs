@@ -1,5 +1,5 @@
-//! The yardstick: zlib itself, used as the field's tools use it.
-#![expect(unsafe_code, reason = "the yardstick has a C interface")]
+//! The yardsticks: zlib itself, used as the field's tools use it, and its rewrite in Rust.
+#![expect(unsafe_code, reason = "the yardsticks have C interfaces")]
 
 use std::mem::{MaybeUninit, size_of};
 
@@ -106,23 +106,44 @@ pub(crate) fn index(gz: &[u8], span_size: u64) -> usize {
     }
 }
 
-/// The field's second pass: the bytes in order, to a tar reader.
-pub(crate) fn read(gz: &[u8], mut to: impl FnMut(&[u8])) {
-    let mut stream = inflater(47);
-    let stream = &mut *stream.0;
-    let mut buffer = vec![0; 64 << 10];
-    stream.next_in = gz.as_ptr().cast_mut();
-    stream.avail_in = gz.len() as u32;
-    loop {
-        stream.next_out = buffer.as_mut_ptr();
-        stream.avail_out = buffer.len() as u32;
-        // SAFETY: `inflater` initialised the stream; both ranges are those of live buffers.
-        let code = unsafe { z::inflate(stream, z::Z_NO_FLUSH) };
-        let len = buffer.len() - stream.avail_out as usize;
-        to(&buffer[..len]);
-        if code == z::Z_STREAM_END {
-            return;
+/// The field's second pass: the bytes in order, by a library with zlib's interface.
+macro_rules! reader {
+    ($name:ident, $library:ident) => {
+        pub(crate) mod $name {
+            use $library as z;
+
+            /// All of a gzip stream, in pieces.
+            pub(crate) fn read(gz: &[u8], mut to: impl FnMut(&[u8])) {
+                let mut stream = Box::new(std::mem::MaybeUninit::<z::z_stream>::zeroed());
+                let size = size_of::<z::z_stream>() as i32;
+                // SAFETY: all zeros is what zlib asks for: no buffers, its own allocator, which it
+                // fills in with the function pointers; version and size are those of this build.
+                let mut stream = unsafe {
+                    let code = z::inflateInit2_(stream.as_mut_ptr(), 47, z::zlibVersion(), size);
+                    assert_eq!(code, z::Z_OK);
+                    stream.assume_init()
+                };
+                let mut buffer = vec![0; 64 << 10];
+                stream.next_in = gz.as_ptr().cast_mut();
+                stream.avail_in = gz.len() as u32;
+                loop {
+                    stream.next_out = buffer.as_mut_ptr();
+                    stream.avail_out = buffer.len() as u32;
+                    // SAFETY: initialised above; both ranges are those of live buffers.
+                    let code = unsafe { z::inflate(&mut *stream, z::Z_NO_FLUSH) };
+                    let len = buffer.len() - stream.avail_out as usize;
+                    to(&buffer[..len]);
+                    if code == z::Z_STREAM_END {
+                        break;
+                    }
+                    assert_eq!(code, z::Z_OK);
+                }
+                // SAFETY: initialised above, and not used again.
+                unsafe { z::inflateEnd(&mut *stream) };
+            }
         }
-        assert_eq!(code, z::Z_OK);
-    }
+    };
 }
+
+reader!(zlib, libz_sys);
+reader!(zlib_rs, libz_rs_sys);
