@@ -254,18 +254,17 @@ impl Pass<'_> {
         let part = made.map_err(CacheError::storage("making", &path))?;
         let blob_path = self.claim.file(BLOB);
         let spec = self.spec;
-        let result =
-            pass::run(spec, self.cache.works(), &self.claim, &part, &path).and_then(|passed| {
-                let pass::Passed { built, download } = passed;
-                // Both wait for the disk.
-                std::thread::scope(|scope| {
-                    let keep = || download.map_or(Ok(()), |it| keep_blob(spec, it, &blob_path));
-                    let kept = scope.spawn(keep);
-                    let whole = self.keep(built, part);
-                    kept.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                    whole
-                })
-            });
+        let result = self.pass(&part, &path, &blob_path).and_then(|passed| {
+            let pass::Passed { built, download } = passed;
+            // Both wait for the disk.
+            std::thread::scope(|scope| {
+                let keep = || download.map_or(Ok(()), |it| keep_blob(spec, it, &blob_path));
+                let kept = scope.spawn(keep);
+                let whole = self.keep(built, part);
+                kept.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                whole
+            })
+        });
         if let Err(error) = &result {
             let mut left = vec![path];
             if !source::is_resumable(error) {
@@ -278,6 +277,25 @@ impl Pass<'_> {
             }
         }
         result
+    }
+
+    /// Read the blob; once more from elsewhere if what came is not the blob.
+    fn pass(&self, part: &File, path: &Path, blob_path: &Path) -> Result<pass::Passed, CacheError> {
+        let (spec, works) = (self.spec, self.cache.works());
+        match pass::run(spec, works, &self.claim, part, path) {
+            Err(pass::Fault::Blob(error)) if spec.local.is_none() => {
+                tracing::warn!(%error, "the blob is read again");
+                spec.blob.distrust();
+                let clean = || -> std::io::Result<()> {
+                    part.set_len(0)?;
+                    remove_if_there(&Download::journal_path(blob_path))?;
+                    remove_if_there(blob_path)
+                };
+                clean().map_err(CacheError::storage("starting again in", self.claim.path()))?;
+                Ok(pass::run(spec, works, &self.claim, part, path)?)
+            }
+            result => Ok(result?),
+        }
     }
 
     fn keep(self, built: Built, part: File) -> Result<Whole, CacheError> {

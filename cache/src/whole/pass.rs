@@ -26,6 +26,35 @@ pub(super) struct Passed {
     pub(super) download: Option<Download>,
 }
 
+/// Why a pass failed.
+pub(super) enum Fault {
+    /// What came is not the blob, as far as can be told: another mirror may have it.
+    Blob(CacheError),
+    /// Anything else.
+    Other(CacheError),
+}
+
+impl From<CacheError> for Fault {
+    fn from(error: CacheError) -> Self {
+        match error {
+            CacheError::Build {
+                source:
+                    BuildError::Compressed { .. } | BuildError::Truncated { .. } | BuildError::Tar(_),
+                ..
+            } => Self::Blob(error),
+            error => Self::Other(error),
+        }
+    }
+}
+
+impl From<Fault> for CacheError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Blob(error) | Fault::Other(error) => error,
+        }
+    }
+}
+
 /// Write the tar of `spec`'s blob to `part`, and check both digests.
 pub(super) fn run(
     spec: &WholeSpec<'_>,
@@ -33,7 +62,7 @@ pub(super) fn run(
     claim: &Claim,
     part: &File,
     path: &Path,
-) -> Result<Passed, CacheError> {
+) -> Result<Passed, Fault> {
     let layer = spec.layer();
     if let Some(passed) = by_spans(spec, works, claim, part, path)? {
         return Ok(passed);
@@ -60,7 +89,7 @@ pub(super) fn run(
     if let Some(hash) = tar_hash {
         built.diff_id = hash.finish();
     }
-    check(layer, "its blob has digest", &built.blob_digest, &layer)?;
+    check(layer, "its blob has digest", &built.blob_digest, &layer).map_err(Fault::Blob)?;
     if let Some(diff_id) = &spec.diff_id {
         check(layer, "its tar has digest", &built.diff_id, diff_id)?;
     }
@@ -75,7 +104,7 @@ fn by_spans(
     claim: &Claim,
     part: &File,
     path: &Path,
-) -> Result<Option<Passed>, CacheError> {
+) -> Result<Option<Passed>, Fault> {
     let layer = spec.layer();
     let promised = spec.diff_id.filter(|it| it.algorithm() == Algorithm::Sha256);
     let (Some(encoded), Some(diff_id), None) = (&spec.known, promised, spec.program) else {
@@ -93,7 +122,7 @@ fn by_spans(
     };
     let known = match KnownToc::new(Arc::clone(encoded), spec.blob.size()) {
         Ok(known) => known,
-        Err(error) => return given_up(error),
+        Err(error) => return Ok(given_up(error)?),
     };
     let file = part.try_clone().map_err(CacheError::storage("opening again", path))?;
     let sink = Arc::new(move |at: UncompressedOffset, bytes: &[u8]| file.write_all_at(bytes, at.0));
@@ -117,7 +146,7 @@ fn by_spans(
         Ok(built) => built,
         Err(error) => return start_again(part, path, given_up(error)),
     };
-    check(layer, "its blob has digest", &built.blob_digest, &layer)?;
+    check(layer, "its blob has digest", &built.blob_digest, &layer).map_err(Fault::Blob)?;
     if built.diff_id != diff_id {
         let reason = SpansError::Other(format!("its tar has digest {}", built.diff_id));
         return start_again(part, path, given_up(reason));
@@ -130,9 +159,9 @@ fn start_again(
     part: &File,
     path: &Path,
     given_up: Result<Option<Passed>, CacheError>,
-) -> Result<Option<Passed>, CacheError> {
+) -> Result<Option<Passed>, Fault> {
     part.set_len(0).map_err(CacheError::storage("emptying", path))?;
-    given_up
+    Ok(given_up?)
 }
 
 fn build_failed(spec: &WholeSpec<'_>, path: &Path, error: BuildError) -> CacheError {

@@ -3,6 +3,7 @@ mod disk;
 mod file;
 mod golden;
 mod known;
+mod mirror;
 mod program;
 
 use spanfs_fetch::{Class, Ticket, Want};
