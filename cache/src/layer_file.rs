@@ -74,18 +74,8 @@ impl LayerFile {
     pub(crate) fn write(&self, at: UncompressedOffset, bytes: &[u8]) -> io::Result<()> {
         let end = at.0.checked_add(bytes.len() as u64);
         assert!(end.is_some_and(|end| end <= self.len), "span at {at} lies beyond the layer file");
-        self.reserve(at.0, bytes.len() as u64)?;
+        reserve(&self.file, at.0, bytes.len() as u64)?;
         self.file.write_all_at(bytes, at.0)
-    }
-
-    /// Have the filesystem find room for all of a span at once: block by block, as it writes, that
-    /// costs ext4 more than copying the bytes. A filesystem that can't do without.
-    fn reserve(&self, at: u64, len: u64) -> io::Result<()> {
-        let reserved = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, len);
-        match reserved {
-            Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
-            _ => Ok(()),
-        }
     }
 
     /// Read exactly `buffer` bytes at `at`, which the caller knows to be there.
@@ -180,6 +170,15 @@ impl Stamp {
     /// Stamp of the file at `path`.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         Ok(Self::of(&std::fs::metadata(path)?))
+    }
+}
+
+/// Have the filesystem find room for all of a range at once: block by block, as it is written, that
+/// costs ext4 more than copying the bytes. A filesystem that can't do without.
+pub(crate) fn reserve(file: &File, at: u64, len: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, at, len) {
+        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -16,7 +16,13 @@ use crate::build::{
     BuildError, BuildOptions, Built, KnownToc, LayerBuilder, SpanBuilder, SpansError,
 };
 use crate::cache::claim::Claim;
+use crate::layer_file::reserve;
 use crate::works::Works;
+
+/// Room found for the part file at once, ahead of what is written, as much as it has already: 0.65 x the
+/// CPU time of writing it without (300 MB in pieces of 512 KiB, ext4), and 64 MiB win nothing more.
+const RESERVE_LEN_MIN: u64 = 1 << 20;
+const RESERVE_LEN_MAX: u64 = 16 << 20;
 
 /// What a pass leaves beside the part file.
 pub(super) struct Passed {
@@ -69,12 +75,21 @@ pub(super) fn run(
     }
     // The builder knows SHA-256 alone.
     let mut tar_hash = other_hash(spec.diff_id.as_ref());
+    let mut reserved = 0;
     let sink = |at: UncompressedOffset, bytes: &[u8]| {
         // A chunk may inflate to a thousand times its length.
         if spec.stop.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         tar_hash.iter_mut().for_each(|hash| hash.update(bytes));
+        let end = at.0 + bytes.len() as u64;
+        if end > reserved {
+            // If there is no room for so much, there may be for the bytes. What is too much goes when
+            // the file gets its length.
+            let len = reserved.clamp(RESERVE_LEN_MIN, RESERVE_LEN_MAX);
+            let _ = reserve(part, reserved, len);
+            reserved = end.max(reserved + len);
+        }
         part.write_all_at(bytes, at.0)
     };
     let failed = |error: BuildError| build_failed(spec, path, error);
@@ -125,7 +140,10 @@ fn by_spans(
         Err(error) => return Ok(given_up(error)?),
     };
     let file = part.try_clone().map_err(CacheError::storage("opening again", path))?;
-    let sink = Arc::new(move |at: UncompressedOffset, bytes: &[u8]| file.write_all_at(bytes, at.0));
+    let sink = Arc::new(move |at: UncompressedOffset, bytes: &[u8]| {
+        reserve(&file, at.0, bytes.len() as u64)?;
+        file.write_all_at(bytes, at.0)
+    });
     let mut refused = None;
     let passed = SpanBuilder::new(layer, known, &works.pool, spec.stream.priority, sink).map(
         |mut builder| {
