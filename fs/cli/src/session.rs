@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use spanfs::image::{
     Discovery, How, Image, ImageError, Images, ImagesOptions, LayerSource, Layers, Pinned, Pull,
+    Search,
 };
 use spanfs::mounted::{MountStatus, Mounted, ShowError, ShowOptions, show};
 use spanfs::start::{expect_start, start_config};
@@ -51,8 +52,9 @@ impl Reached {
         let (images, name) = start(&asked.image, reaching)?;
         let wanted = asked.platform.as_deref().map(platform).transpose()?;
         let platform = wanted.clone().unwrap_or_else(Platform::host);
+        let search = Search::default();
         let (image, discovery) =
-            images.find_indexed(&name, &platform, cache_dir).map_err(failed)?;
+            images.find_indexed(&name, &platform, &search, cache_dir).map_err(failed)?;
         check_platform(wanted.as_ref(), &image).map_err(|error| failed(*error))?;
         if let Discovery::None { reason } = &discovery {
             tracing::info!(image = %name, reason, "no SOCI index");

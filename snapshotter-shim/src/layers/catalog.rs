@@ -164,35 +164,36 @@ fn look_up(
     metrics: &Metrics,
 ) -> Result<Known, ImageError> {
     let name = ImageRef::Registry(request.image.with_digest(request.manifest));
-    let image = images.find(&name, &Platform::host())?;
+    let (host, since) = (Platform::host(), Instant::now());
+    let (image, discovery) = match &search {
+        Some((search, _)) => images.find_indexed(&name, &host, search, Some(directory))?,
+        None => {
+            let reason = "whole layers are pulled".to_owned();
+            (images.find(&name, &host)?, Discovery::None { reason })
+        }
+    };
     let wanted: Vec<(Descriptor, Digest)> =
         image.layers().map(|(descriptor, diff_id)| (descriptor.clone(), diff_id)).collect();
-    let since = Instant::now();
-    let mut prefetch = Vec::new();
-    let discover =
-        |(search, reads): (Search, bool)| (images.discover_by(&image, &search), search, reads);
-    let (index, ztocs) = match search.map(discover) {
-        None => (Err("whole layers are pulled".to_owned()), Vec::new()),
-        Some((Discovery::None { .. }, Search { annotation: false, referrers: false, .. }, _)) => {
-            (Err("all lazy pull modes are disabled".to_owned()), Vec::new())
+    let is_off = |(search, _): &(Search, bool)| !search.annotation && !search.referrers;
+    let (index, ztocs, prefetch) = match &discovery {
+        Discovery::None { .. } if search.as_ref().is_some_and(is_off) => {
+            (Err("all lazy pull modes are disabled".to_owned()), Vec::new(), Vec::new())
         }
-        Some((Discovery::None { reason }, ..)) => (Err(reason), Vec::new()),
-        Some((discovery @ Discovery::Found { .. }, _, reads_prefetch)) => {
-            let Discovery::Found { digest, by, .. } = &discovery else {
-                unreachable!("it matched")
-            };
+        Discovery::None { reason } => (Err(reason.clone()), Vec::new(), Vec::new()),
+        Discovery::Found { digest, by, .. } => {
             tell(digest, by);
             let (index, found) = (digest.to_string(), Instant::now());
             metrics.took(Operation::IndexFetch, &index, found - since);
+            let reads_prefetch = search.is_some_and(|(_, reads)| reads);
+            // On their way while the zTOCs are waited for.
+            let lists = reads_prefetch.then(|| images.prefetch_lists(&image, &discovery, &wanted));
             let ztocs = images.ztocs(&image, &discovery, &wanted, directory);
             metrics.took(Operation::ZtocFetch, &index, found.elapsed());
-            if reads_prefetch {
-                prefetch = images.prefetch_runs(&image, &discovery, &wanted);
-            }
             match ztocs {
-                Ok(ztocs) => (Ok(*digest), ztocs),
+                Ok(ztocs) => (Ok(*digest), ztocs, lists.map_or_else(Vec::new, |it| it.runs())),
                 Err(error) => {
-                    (Err(format!("the zTOCs can't be had: {}", chain(&error))), Vec::new())
+                    let reason = format!("the zTOCs can't be had: {}", chain(&error));
+                    (Err(reason), Vec::new(), Vec::new())
                 }
             }
         }

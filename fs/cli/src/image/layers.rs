@@ -197,14 +197,13 @@ impl Images {
         Ok(ztocs)
     }
 
-    /// Spans of each layer that the index wants fetched before anybody asks. A list that can't be had
-    /// is left out: it would only have saved time.
-    pub fn prefetch_runs(
+    /// Ask for the lists of spans that the index wants fetched before anybody reads. Never waits.
+    pub fn prefetch_lists(
         &self,
         image: &Image,
         discovery: &Discovery,
         wanted: &[(Descriptor, Digest)],
-    ) -> Vec<Vec<SpanRun>> {
+    ) -> PrefetchLists {
         let start = |(layer, _): &(Descriptor, Digest)| {
             let named = discovery.index()?.prefetch(&layer.digest)?;
             if named.size > PREFETCH_LEN_MAX {
@@ -213,20 +212,7 @@ impl Images {
             }
             Some((named.digest, WholeRead::start(image.source.blob(named).ok()?)))
         };
-        // All are asked for before one is waited for.
-        let reads: Vec<_> = wanted.iter().map(start).collect();
-        let runs = reads.into_iter().map(|read| {
-            let (digest, read) = read?;
-            let blob = read.finish().inspect_err(|error| {
-                tracing::warn!(%digest, %error, "a prefetch list can't be fetched");
-            });
-            let blob = blob.ok().filter(|blob| blob.digest == digest)?;
-            let list = Prefetch::parse(&blob.bytes).inspect_err(|error| {
-                tracing::warn!(%digest, %error, "a prefetch list is not understood");
-            });
-            Some(list.ok()?.runs().to_vec())
-        });
-        runs.map(Option::unwrap_or_default).collect()
+        PrefetchLists(wanted.iter().map(start).collect())
     }
 
     fn fetched_ztoc(
@@ -299,6 +285,28 @@ impl Images {
                 toc: LayerToc::Records(whole.records),
             },
         })
+    }
+}
+
+/// Lists of spans to fetch first, under way, for each layer of an image.
+pub struct PrefetchLists(Vec<Option<(Digest, WholeRead)>>);
+
+impl PrefetchLists {
+    /// Wait for them: spans of each layer. A list that can't be had is left out: it would only have
+    /// saved time.
+    pub fn runs(self) -> Vec<Vec<SpanRun>> {
+        let runs = self.0.into_iter().map(|read| {
+            let (digest, read) = read?;
+            let blob = read.finish().inspect_err(|error| {
+                tracing::warn!(%digest, %error, "a prefetch list can't be fetched");
+            });
+            let blob = blob.ok().filter(|blob| blob.digest == digest)?;
+            let list = Prefetch::parse(&blob.bytes).inspect_err(|error| {
+                tracing::warn!(%digest, %error, "a prefetch list is not understood");
+            });
+            Some(list.ok()?.runs().to_vec())
+        });
+        runs.map(Option::unwrap_or_default).collect()
     }
 }
 

@@ -27,7 +27,7 @@ use shelf::Shelf;
 use crate::later::Later;
 
 pub use error::ImageError;
-pub use layers::{How, LayerSource, Layers, OpenLayer, Pull, Ztoc};
+pub use layers::{How, LayerSource, Layers, OpenLayer, PrefetchLists, Pull, Ztoc};
 pub use pinned::Pinned;
 pub(crate) use shelf::{replace, touch};
 pub use soci::{Discovery, Search};
@@ -121,7 +121,7 @@ impl Images {
         Ok(platforms)
     }
 
-    /// Find an image and its SOCI index, in as few round trips as it takes.
+    /// Find an image and its SOCI index as `search` says, in as few round trips as it takes.
     ///
     /// With `directory`, zTOCs that are not kept below it are asked for as soon as the index names
     /// them, for [`Self::open_layers`] to find under way.
@@ -129,6 +129,7 @@ impl Images {
         &self,
         name: &ImageRef,
         platform: &Platform,
+        search: &Search,
         directory: Option<&Path>,
     ) -> Result<(Image, Discovery), ImageError> {
         let source = self.source(name)?;
@@ -141,10 +142,9 @@ impl Images {
             if let (Some(Ok(blob)), true) = (layers, shelf.is_some()) {
                 blob.prepare();
             }
-            let search = Search::default();
             let index = async {
                 let digest = &chosen.descriptor.digest;
-                let found = soci::discover(&source, &chosen.manifest, digest, &search).await;
+                let found = soci::discover(&source, &chosen.manifest, digest, search).await;
                 if let Some(shelf) = &shelf {
                     early.start(&source, &chosen.manifest, &found, shelf);
                 }
