@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use spanfs_layer::ztoc::WINDOW_LEN;
 use spanfs_layer::{Restart, SpanTable};
@@ -40,6 +41,14 @@ impl Windows {
     /// Sums of all spans' windows.
     pub(crate) fn sums(&self) -> &[u32] {
         &self.sums
+    }
+
+    /// All of the zTOC as it stands on the disk, unchecked.
+    pub(crate) fn ztoc(&self) -> io::Result<Arc<[u8]>> {
+        let len = usize::try_from(self.ztoc.metadata()?.len()).map_err(io::Error::other)?;
+        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+        self.ztoc.read_exact_at(Arc::get_mut(&mut bytes).unwrap_or_default(), 0)?;
+        Ok(bytes)
     }
 
     /// The window of span `number`, or `None` where its restart needs none.

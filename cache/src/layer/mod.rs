@@ -110,6 +110,11 @@ impl Layer {
         &self.ztoc_digest
     }
 
+    /// That zTOC, encoded, as it stands beside the layer file: the caller checks it.
+    pub fn ztoc(&self) -> io::Result<Arc<[u8]>> {
+        self.windows.ztoc()
+    }
+
     /// Its spans.
     pub fn table(&self) -> &SpanTable {
         &self.table

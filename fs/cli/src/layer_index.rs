@@ -8,7 +8,7 @@ mod below;
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use spanfs_layer::Time;
 use spanfs_layer::erofs::{self, DataCopy, Device};
 use spanfs_layer::tree::{Tree, TreeOptions, Whiteouts};
-use spanfs_layer::{Digest, Kind, Record, UncompressedOffset};
+use spanfs_layer::{Algorithm, Digest, Hasher, Kind, Record, UncompressedOffset};
 use spanfs_mount::Layer as MountLayer;
 use tempfile::NamedTempFile;
 
 use below::implied;
 
-use crate::image::{ImageError, Layers, OpenLayer, replace, touch};
+use crate::image::{ImageError, Images, Layers, OpenLayer, replace, touch};
 use crate::later::Later;
 use crate::mounted::ShowError;
 use crate::side_by_side::{cores, side_by_side};
@@ -31,8 +31,9 @@ use crate::side_by_side::{cores, side_by_side};
 #[derive(Clone, Serialize, Deserialize)]
 struct Note {
     format: u32,
-    digest: Digest,
-    stamp: Stamp,
+    /// None until the index is on the disk for good.
+    #[serde(flatten)]
+    seal: Option<Seal>,
     data_len: u64,
     /// From, to, whereto.
     copies: Vec<(u64, u64, u64)>,
@@ -41,6 +42,13 @@ struct Note {
 }
 
 const FORMAT: u32 = 4;
+
+/// What an index must be to be the one that we wrote.
+#[derive(Clone, Serialize, Deserialize)]
+struct Seal {
+    digest: Digest,
+    stamp: Stamp,
+}
 
 /// Files of this length are read past the page cache of the one-file mount: one copy less, and half the
 /// memory. Smaller ones gain more by coming together with their neighbours.
@@ -69,7 +77,7 @@ pub(crate) fn indexed(
     fs::create_dir_all(directory)
         .map_err(|source| ShowError::State { path: directory.to_owned(), source })?;
     let made = side_by_side(&layers.layers, cores(), |number, layer| {
-        Plan::alone(layer, number == 0 && !bare_layer).index(directory, Some(later))
+        Plan::alone(layer, number == 0 && !bare_layer).index(directory, later)
     });
     let mut made = made.into_iter().collect::<Result<Vec<Made>, _>>()?;
     // Those that imply directories are made once more, unless that was done.
@@ -93,7 +101,7 @@ pub(crate) fn indexed(
     if !implying.is_empty() {
         let described = below::describe(layers, &implying)?;
         let over = side_by_side(&plans, cores(), |number, plan| {
-            plan.described(directory, described[number].clone(), Some(later))
+            plan.described(directory, described[number].clone(), later)
         });
         for ((number, _), over) in implying.into_iter().zip(over) {
             made[number] = over?;
@@ -120,11 +128,14 @@ pub struct Described {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// One layer with its index, made where it is not kept in `directory`.
+/// One layer with its index, made where it is not kept in `directory`. It can be shown before it is on
+/// the disk for good, which `images` sees to: an index that a power cut took is made anew.
 ///
 /// `lowest`: nothing lies below it. Else `below` is asked about the directories that the layer only
-/// implies, and describes those that it knows.
+/// implies, and describes those that it knows. A `directory` is for one place of the layer: what lies
+/// below it there never changes.
 pub fn index_layer(
+    images: &Images,
     layer: &OpenLayer,
     lowest: bool,
     directory: &Path,
@@ -133,16 +144,21 @@ pub fn index_layer(
     fs::create_dir_all(directory)
         .map_err(|source| ShowError::State { path: directory.to_owned(), source })?;
     let alone = Plan::alone(layer, lowest);
-    let made = alone.index(directory, None)?;
-    if lowest || !made.note.implied {
+    if lowest {
+        let made = alone.index(directory, images.later())?;
         return Ok(mount_layer(layer, made.path, &made.note));
     }
-    let paths = match made.implied {
-        Some(paths) => paths,
-        None => implied(&layer.tree(alone.options())?),
+    let plan = alone.upon();
+    let made = match plan.kept(directory) {
+        Some(made) => made,
+        None => {
+            let tree = layer.tree(plan.options())?;
+            let implied = implied(&tree);
+            let described = if implied.is_empty() { Vec::new() } else { below(&implied) };
+            let tree = plan.describe(tree, described)?;
+            plan.keep(directory, plan.fresh(&tree, implied)?, images.later())?
+        }
     };
-    let described = below(&paths);
-    let made = alone.with(&described).described(directory, described, None)?;
     Ok(mount_layer(layer, made.path, &made.note))
 }
 
@@ -190,10 +206,9 @@ impl<'a> Plan<'a> {
         Self { key, ..self }
     }
 
-    fn with(self, described: &[Described]) -> Self {
-        let text = format!("{described:?}");
-        let key = format!("{}-with-{}", self.key, Digest::of(text.as_bytes()).hex());
-        Self { key, ..self }
+    /// The same over the layers of its only place.
+    fn upon(self) -> Self {
+        Self { key: format!("{}-upon", self.key), ..self }
     }
 
     fn options(&self) -> TreeOptions {
@@ -210,7 +225,7 @@ impl<'a> Plan<'a> {
         Some(Made { path, note, implied: None })
     }
 
-    fn index(&self, directory: &Path, later: Option<&Later>) -> Result<Made, ShowError> {
+    fn index(&self, directory: &Path, later: &Later) -> Result<Made, ShowError> {
         self.described(directory, Vec::new(), later)
     }
 
@@ -219,25 +234,31 @@ impl<'a> Plan<'a> {
         &self,
         directory: &Path,
         described: Vec<Described>,
-        later: Option<&Later>,
+        later: &Later,
     ) -> Result<Made, ShowError> {
         if let Some(made) = self.kept(directory) {
             return Ok(made);
         }
+        let before: Vec<Record> = described.into_iter().map(record).collect();
+        let tree = self.layer.tree_with(self.options(), &before)?;
+        self.keep(directory, self.fresh(&tree, implied(&tree))?, later)
+    }
+
+    /// Put a fresh index into `directory`; `later` brings it to the disk for good.
+    fn keep(&self, directory: &Path, fresh: Fresh, later: &Later) -> Result<Made, ShowError> {
         let path = directory.join(&self.key);
-        let Fresh { note, bytes, implied } = self.make(described)?;
+        let Fresh { note, bytes, implied } = fresh;
         let file = write(&path, &bytes)
             .map_err(|source| ShowError::State { path: path.clone(), source })?;
         let (sealing, note_path) = (note.clone(), note_path(&path));
-        let work = move || {
-            if let Err(error) = seal(&file, sealing, &note_path) {
+        later.add(move || match seal(&file, sealing, &note_path) {
+            // What it was for went sooner.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
                 tracing::warn!(note = %note_path.display(), %error, "an index is not kept");
             }
-        };
-        match later {
-            Some(later) => later.add(work),
-            None => work(),
-        }
+            Ok(()) => {}
+        });
         Ok(Made { path, note, implied: Some(implied) })
     }
 
@@ -250,19 +271,15 @@ impl<'a> Plan<'a> {
         self.layer.tree_with(self.options(), &records)
     }
 
-    fn make(&self, described: Vec<Described>) -> Result<Fresh, ShowError> {
-        let before: Vec<Record> = described.into_iter().map(record).collect();
-        let tree = self.layer.tree_with(self.options(), &before)?;
-        let implied = implied(&tree);
+    fn fresh(&self, tree: &Tree, implied: Vec<Vec<u8>>) -> Result<Fresh, ShowError> {
         let tag = self.layer.descriptor.digest.hex().to_string();
         let device = Device { len: self.layer.content.len(), tag: tag.as_bytes() };
-        let index = erofs::write_apart(&tree, &[device], LARGE_LEN_MIN)
+        let index = erofs::write_apart(tree, &[device], LARGE_LEN_MIN)
             .map_err(|error| self.layer.bad(&error))?;
         let copies = index.copies.iter();
         let note = Note {
             format: FORMAT,
-            digest: Digest::of(&index.bytes),
-            stamp: Stamp::default(),
+            seal: None,
             data_len: index.data_lens.first().copied().unwrap_or(device.len),
             copies: copies.map(|it| (it.from.start.0, it.from.end.0, it.to.0)).collect(),
             implied: !implied.is_empty(),
@@ -286,8 +303,9 @@ fn note_path(index: &Path) -> PathBuf {
 /// The kernel gets no index that is not byte for byte what we wrote.
 fn kept(path: &Path, note_path: &Path) -> Option<Note> {
     let note: Note = serde_json::from_slice(&fs::read(note_path).ok()?).ok()?;
-    let sealed = || Some(Stamp::of(&fs::metadata(path).ok()?) == note.stamp);
-    let equal = || Some(Digest::of(&fs::read(path).ok()?) == note.digest);
+    let seal = note.seal.as_ref()?;
+    let sealed = || Some(Stamp::of(&fs::metadata(path).ok()?) == seal.stamp);
+    let equal = || Some(Digest::of(&fs::read(path).ok()?) == seal.digest);
     (note.format == FORMAT && (sealed()? || equal()?)).then_some(note)
 }
 
@@ -301,9 +319,23 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<File> {
 /// Bring an index to the disk, then say what it looks like.
 fn seal(file: &File, note: Note, note_path: &Path) -> io::Result<()> {
     file.sync_all()?;
-    let note = Note { stamp: Stamp::of(&file.metadata()?), ..note };
-    replace(note_path, &serde_json::to_vec(&note)?)
+    let seal = Some(Seal { digest: digest(file)?, stamp: Stamp::of(&file.metadata()?) });
+    replace(note_path, &serde_json::to_vec(&Note { seal, ..note })?)
 }
+
+fn digest(file: &File) -> io::Result<Digest> {
+    let (mut hasher, mut at) = (Hasher::new(Algorithm::Sha256), 0);
+    let mut piece = vec![0; PIECE_LEN];
+    loop {
+        let len = file.read_at(&mut piece, at)?;
+        let Some(read @ [_, ..]) = piece.get(..len) else { return Ok(hasher.finish()) };
+        hasher.update(read);
+        at += len as u64;
+    }
+}
+
+/// Bytes of an index that are looked at together.
+const PIECE_LEN: usize = 1 << 20;
 
 fn mount_layer(layer: &OpenLayer, index: PathBuf, note: &Note) -> MountLayer {
     let copy = |&(start, end, to): &(u64, u64, u64)| DataCopy {

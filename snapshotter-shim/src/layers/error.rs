@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use spanfs::image::ImageError;
 use spanfs::mounted::ShowError;
 use spanfs_cache::CacheError;
-use spanfs_fetch::ImageRefError;
+use spanfs_fetch::{Class, ImageRefError};
 use spanfs_mount::MountError;
 use spanfs_mount::front::files::UnpackError;
 
@@ -53,6 +53,14 @@ pub enum LayerError {
 }
 
 impl LayerError {
+    /// What a caller can do about what an image's place said; none for all else.
+    pub(super) fn class(&self) -> Option<Class> {
+        match self {
+            Self::Image(error) | Self::Show(ShowError::Image(error)) => Some(error.class()),
+            _ => None,
+        }
+    }
+
     /// For what is done with `path`.
     pub(super) fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.to_owned();

@@ -40,6 +40,9 @@ pub(super) struct Note {
     pub(super) diff_id: Digest,
     /// Its zTOC; none for a layer that can't have one.
     pub(super) ztoc: Option<Digest>,
+    /// Bytes of the zTOC, for it may have to be fetched again; notes of older versions don't say.
+    #[serde(default)]
+    pub(super) ztoc_len: Option<u64>,
     /// Whether nothing lies below.
     pub(super) lowest: bool,
     /// How it came, for operators; notes of older versions don't say.
@@ -71,6 +74,7 @@ impl Note {
             size: descriptor.size,
             diff_id,
             ztoc: None,
+            ztoc_len: None,
             lowest: image.lowest,
             how: None,
             namespace: None,

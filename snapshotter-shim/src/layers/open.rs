@@ -27,19 +27,19 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    /// A layer whose content comes on demand, and the zTOC that says how.
+    /// A layer whose content comes on demand, and the digest of the zTOC that says how.
     pub(super) fn lazy(
         &self,
         known: &Known,
         layer: &KnownLayer,
-    ) -> Result<(OpenLayer, Ztoc), LayerError> {
+    ) -> Result<(OpenLayer, Digest), LayerError> {
         let Some(ztoc) = layer.ztoc(&self.directory)? else {
             let digest = layer.descriptor.digest;
             return Err(LayerError::Corrupt(format!("the zTOC of layer {digest} is gone")));
         };
-        let open =
-            self.open(&known.source, &layer.descriptor, layer.diff_id, Some(ztoc.clone()))?;
-        Ok((open, ztoc))
+        let digest = ztoc.digest;
+        let open = self.open(&known.source, &layer.descriptor, layer.diff_id, Some(ztoc))?;
+        Ok((open, digest))
     }
 
     /// A layer that is fetched whole first.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use spanfs::image::Ztoc;
-use spanfs_fetch::ImageRef;
+use spanfs_fetch::{Class, ImageRef};
 use spanfs_layer::Digest;
 use spanfs_mount::transport::Privilege;
 use spanfs_mount::{Inheritance, Mounter, mountinfo, unmount};
@@ -110,18 +110,33 @@ impl Layers {
                 let State::Noted(note) = self.registry.state(place.id, self.settle_time()) else {
                     return Ok(());
                 };
-                let name: ImageRef = note.image.parse()?;
-                let source = self.opener.images.source(&name)?;
-                let ztoc = match note.ztoc {
-                    Some(digest) => Ztoc::kept(&self.opener.directory, digest)?,
-                    None => None,
-                };
-                if let (Some(digest), None) = (note.ztoc, &ztoc) {
-                    tracing::warn!(id = place.id, %digest, "the zTOC of a layer is gone: it comes whole");
-                }
-                let open = self.opener.open(&source, &note.descriptor(), note.diff_id, ztoc)?;
-                self.mount(open, note, place)
+                self.show_again(note, place)
             }
+        }
+    }
+}
+
+impl Layers {
+    /// Show what a note tells of. The zTOC is read only where an earlier process did not bring to the
+    /// disk what it made of it.
+    fn show_again(&self, note: Arc<Note>, place: &Place) -> Result<(), LayerError> {
+        let opener = &self.opener;
+        let name: ImageRef = note.image.parse()?;
+        let source = opener.images.source(&name)?;
+        let show = |ztoc: Option<Ztoc>| {
+            let open = opener.open(&source, &note.descriptor(), note.diff_id, ztoc)?;
+            open.keep_ztoc(&opener.images);
+            self.mount(open, Arc::clone(&note), place)
+        };
+        let Some(digest) = note.ztoc else { return show(None) };
+        let ztoc = Ztoc::named(&opener.directory, &source, digest, note.ztoc_len)?;
+        match show(Some(ztoc)) {
+            Err(error) if error.class() == Some(Class::Gone) => {
+                let (id, error) = (place.id, chain(&error));
+                tracing::warn!(id, %digest, error, "the zTOC of a layer is gone: it comes whole");
+                show(None)
+            }
+            outcome => outcome,
         }
     }
 }

@@ -125,13 +125,11 @@ impl Layers {
     ) -> Result<Placed, LayerError> {
         let Wanted { known, position, decision, request } = wanted;
         let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
-        let mut ztoc = None;
         let digest = &layer.descriptor.digest;
         let (open, kind, reason) = match decision {
             Decision::Lazy => match self.opener.lazy(known, layer) {
-                Ok((open, used)) => {
-                    let reason = format!("zTOC {} says where its spans are", used.digest);
-                    ztoc = Some(used);
+                Ok((open, ztoc)) => {
+                    let reason = format!("zTOC {ztoc} says where its spans are");
                     (open, Kind::Lazy, reason)
                 }
                 Err(error) => {
@@ -178,16 +176,14 @@ impl Layers {
         note.how = Some(How { outcome, reason });
         note.namespace = request.namespace.clone();
         note.ztoc = open.spans.as_ref().map(|spans| *spans.ztoc_digest());
+        note.ztoc_len = open.ztoc_len();
         note.write(&place.directory).map_err(LayerError::disk(&place.directory))?;
         let note = Arc::new(note);
         // From here on no sweep takes the zTOC; one before may have.
         self.registry.note(place.id, Arc::clone(&note));
         let spans = open.spans.clone();
-        let shown = || -> Result<(), LayerError> {
-            ztoc.map_or(Ok(()), |ztoc| ztoc.keep(&self.opener.directory))?;
-            self.mount(open, Arc::clone(&note), place)
-        };
-        shown().inspect_err(|_| self.hide(place.id))?;
+        open.keep_ztoc(&self.opener.images);
+        self.mount(open, Arc::clone(&note), place).inspect_err(|_| self.hide(place.id))?;
         layer.forget_bytes();
         if let Some(spans) = spans {
             fetch_first(&spans, &layer.prefetch);
@@ -216,7 +212,8 @@ impl Layers {
             Front::Erofs => {
                 let index = place.directory.join("index");
                 let describe = |paths: &[Vec<u8>]| below::describe(&place.lowers, paths);
-                let layer = index_layer(&open, note.lowest, &index, describe)?;
+                let images = &self.opener.images;
+                let layer = index_layer(images, &open, note.lowest, &index, describe)?;
                 let digest = note.layer.to_string();
                 self.metrics.took(Operation::IndexLayer, &digest, since.elapsed());
                 (self.mount_layer(place, &layer)?, Some(layer))

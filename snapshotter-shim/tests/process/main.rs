@@ -12,5 +12,6 @@ mod life;
 mod node;
 mod owners;
 mod parallel;
+mod power;
 mod pull;
 mod user_namespace;

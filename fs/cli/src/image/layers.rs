@@ -166,7 +166,7 @@ impl Images {
         wanted: &[(Descriptor, Digest)],
         directory: &Path,
     ) -> Result<Vec<Option<Ztoc>>, ImageError> {
-        let mut hold = Hold { shelf: Shelf::open(directory)?, later: &self.later, bytes: 0 };
+        let mut hold = Hold::new(Shelf::open(directory)?, &self.later);
         let mut fetching = Vec::new();
         let mut ztocs = Vec::with_capacity(wanted.len());
         for (number, (layer, _)) in wanted.iter().enumerate() {
@@ -332,13 +332,21 @@ const HELD_BYTES_MAX: usize = 16 << 20;
 struct Hold<'a> {
     shelf: Shelf,
     later: &'a Later,
+    /// Of those that are not large.
     bytes: usize,
+    /// One is held that is larger than all others may be together.
+    has_large: bool,
 }
 
-impl Hold<'_> {
+impl<'a> Hold<'a> {
+    fn new(shelf: Shelf, later: &'a Later) -> Self {
+        Self { shelf, later, bytes: 0, has_large: false }
+    }
+
     fn has_room(&self, bytes: &[u8]) -> bool {
         // One is held however large it is: it will be read as a whole anyway.
-        self.bytes == 0 || self.bytes.saturating_add(bytes.len()) <= HELD_BYTES_MAX
+        let is_large = bytes.len() > HELD_BYTES_MAX;
+        (is_large && !self.has_large) || self.bytes.saturating_add(bytes.len()) <= HELD_BYTES_MAX
     }
 
     fn kept(&mut self, digest: Digest, bytes: Arc<[u8]>, how: How) -> Ztoc {
@@ -356,12 +364,28 @@ impl Hold<'_> {
     }
 
     fn ztoc(&mut self, digest: Digest, bytes: Option<Arc<[u8]>>, how: How) -> Ztoc {
-        self.bytes += bytes.as_ref().map_or(0, |bytes| bytes.len());
+        match bytes.as_ref().map_or(0, |bytes| bytes.len()) {
+            len if len > HELD_BYTES_MAX => self.has_large = true,
+            len => self.bytes += len,
+        }
         Ztoc { digest, how, bytes, shelf: self.shelf.clone(), blob: None }
     }
 }
 
 impl Ztoc {
+    /// One that an earlier run used. It is read when it is needed: below `directory`, else, as far as its
+    /// length is known, where it came from.
+    pub fn named(
+        directory: &Path,
+        source: &Source,
+        digest: Digest,
+        len: Option<u64>,
+    ) -> Result<Self, ImageError> {
+        let named = |len| source.blob(&Descriptor::new("", digest, len));
+        let (shelf, blob) = (Shelf::open(directory)?, len.map(named).transpose()?);
+        Ok(Self { digest, how: How::Kept, bytes: None, shelf, blob })
+    }
+
     /// One that an earlier run kept below `directory`.
     pub fn kept(directory: &Path, digest: Digest) -> Result<Option<Self>, ImageError> {
         let shelf = Shelf::open(directory)?;
@@ -372,15 +396,6 @@ impl Ztoc {
     /// Whether one is kept below `directory`, sound or not.
     pub fn is_kept(directory: &Path, digest: Digest) -> bool {
         Shelf::open(directory).is_ok_and(|shelf| shelf.has(&digest))
-    }
-
-    /// Keep it below `directory`, unless it is there.
-    pub fn keep(&self, directory: &Path) -> Result<(), ImageError> {
-        let shelf = Shelf::open(directory)?;
-        if !shelf.has(&self.digest) {
-            shelf.keep(&self.digest, &self.toc().bytes()?);
-        }
-        Ok(())
     }
 
     fn toc(&self) -> Toc {
@@ -425,18 +440,26 @@ fn lazy(
     blob: Arc<dyn Blob>,
 ) -> Result<OpenLayer, ImageError> {
     let toc = ztoc.toc();
+    if ztoc.bytes.is_none() {
+        let (diff_id, blob) = (Some(diff_id), Arc::clone(&blob));
+        let known = KnownLayer { diff_id, blob, ztoc_digest: ztoc.digest };
+        if let Some(layer) = cache.known_layer(known)? {
+            return Ok(spanned(descriptor, layer, toc, ztoc.how.clone()));
+        }
+    }
     let spec =
         LayerSpec { diff_id: Some(diff_id), blob, ztoc_digest: ztoc.digest, ztoc: toc.bytes()? };
     Ok(spanned(descriptor, cache.layer(spec)?, toc, ztoc.how.clone()))
 }
 
 fn spanned(descriptor: &Descriptor, layer: Arc<Layer>, toc: Toc, how: How) -> OpenLayer {
+    let toc = Arc::new(toc.of(&layer));
     OpenLayer {
         descriptor: descriptor.clone(),
         content: Arc::clone(&layer) as Arc<dyn Content>,
         spans: Some(layer),
         how,
-        toc: LayerToc::Ztoc(Arc::new(toc)),
+        toc: LayerToc::Ztoc(toc),
     }
 }
 
@@ -446,6 +469,22 @@ impl OpenLayer {
         match &self.toc {
             LayerToc::Ztoc(toc) => toc.digest.hex().to_string(),
             LayerToc::Records(_) => format!("layer-{}", self.descriptor.digest.hex()),
+        }
+    }
+
+    /// Have its zTOC on the disk for good by and by; `images` sees to that.
+    pub fn keep_ztoc(&self, images: &Images) {
+        if let LayerToc::Ztoc(toc) = &self.toc {
+            let toc = Arc::clone(toc);
+            images.later.add(move || toc.keep());
+        }
+    }
+
+    /// Length of its zTOC, if it has one.
+    pub fn ztoc_len(&self) -> Option<u64> {
+        match &self.toc {
+            LayerToc::Ztoc(toc) => Some(toc.len()).filter(|&len| len > 0),
+            LayerToc::Records(_) => None,
         }
     }
 

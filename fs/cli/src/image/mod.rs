@@ -86,6 +86,11 @@ impl Images {
         &self.engine
     }
 
+    /// Does what nobody waits for.
+    pub(crate) fn later(&self) -> &Later {
+        &self.later
+    }
+
     /// Runs the waiting for registries.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime

@@ -5,8 +5,8 @@
 //! ROOT/ztocs/of-layer/HEX   digest of the zTOC that was built for that layer
 //! ```
 
-use std::fs;
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -45,13 +45,13 @@ impl Shelf {
 
     /// A zTOC that is here and sound.
     pub(crate) fn ztoc(&self, digest: &Digest) -> Option<Arc<[u8]>> {
-        let bytes = fs::read(self.path(digest)).ok()?;
+        let bytes = read(&self.path(digest)).ok()?;
         self.touch(digest);
         let sound = Digest::of(&bytes) == *digest;
         if !sound {
             tracing::warn!(%digest, "a kept zTOC is damaged and not used");
         }
-        sound.then(|| bytes.into())
+        sound.then_some(bytes)
     }
 
     /// Digest of the zTOC that an earlier pass over a layer has left.
@@ -84,6 +84,16 @@ impl Shelf {
             fresh.persist(self.path(digest)).map(drop).map_err(|error| error.error)
         };
         put().inspect_err(|error| tracing::warn!(%digest, %error, "the zTOC is not kept")).is_ok()
+    }
+
+    /// Bring what was put here to the disk for good.
+    pub(crate) fn seal(&self, digest: &Digest) {
+        match File::open(self.path(digest)).and_then(|file| file.sync_data()) {
+            // It is not wanted any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%digest, %error, "the zTOC may not outlive a power cut"),
+            Ok(()) => {}
+        }
     }
 
     /// Remember which zTOC belongs to a layer.
@@ -135,10 +145,19 @@ impl Shelf {
     }
 }
 
+/// All of a file, in the memory in which it stays.
+fn read(path: &Path) -> io::Result<Arc<[u8]>> {
+    let mut file = File::open(path)?;
+    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+    file.read_exact(Arc::get_mut(&mut bytes).unwrap_or_default())?;
+    Ok(bytes)
+}
+
 /// Say that a file was used just now.
 pub(crate) fn touch(path: &Path) {
     let now = std::time::SystemTime::now();
-    let touched = fs::File::options().append(true).open(path).and_then(|it| it.set_modified(now));
+    let touched = File::options().append(true).open(path).and_then(|it| it.set_modified(now));
     if let Err(error) = touched {
         tracing::debug!(path = %path.display(), %error, "not noted as used");
     }

@@ -1,7 +1,8 @@
 //! A zTOC that is read when its entries are needed: once for each layer index, and then no more.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use spanfs_cache::Layer;
 use spanfs_fetch::Blob;
 use spanfs_layer::Digest;
 
@@ -15,6 +16,8 @@ pub(crate) struct Toc {
     shelf: Shelf,
     /// Where it comes from, should it not be on the shelf any more.
     blob: Option<Arc<dyn Blob>>,
+    /// Its layer, which has a copy beside its layer file.
+    layer: Weak<Layer>,
     bytes: Mutex<Option<Arc<[u8]>>>,
 }
 
@@ -26,14 +29,19 @@ impl Toc {
         blob: Option<Arc<dyn Blob>>,
         bytes: Option<Arc<[u8]>>,
     ) -> Self {
-        Self { digest, shelf, blob, bytes: Mutex::new(bytes) }
+        Self { digest, shelf, blob, layer: Weak::new(), bytes: Mutex::new(bytes) }
+    }
+
+    /// The same of a layer that is open.
+    pub(crate) fn of(self, layer: &Arc<Layer>) -> Self {
+        Self { layer: Arc::downgrade(layer), ..self }
     }
 
     /// Its bytes, checked against its digest. What is read for that is not held: the zTOCs of a large
     /// image are more than all else that we have in memory.
     pub(crate) fn bytes(&self) -> Result<Arc<[u8]>, ImageError> {
         let known = self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match known.or_else(|| self.shelf.ztoc(&self.digest)) {
+        match known.or_else(|| self.shelf.ztoc(&self.digest)).or_else(|| self.copy()) {
             Some(bytes) => Ok(bytes),
             None => self.fetch(),
         }
@@ -45,6 +53,17 @@ impl Toc {
         let held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(bytes) = held.filter(|_| !self.shelf.has(&self.digest)) {
             self.shelf.put(&self.digest, &bytes);
+        }
+    }
+
+    /// Bring it to the disk for good.
+    pub(crate) fn keep(&self) {
+        if self.shelf.has(&self.digest) {
+            return self.shelf.seal(&self.digest);
+        }
+        match self.bytes() {
+            Ok(bytes) => self.shelf.keep(&self.digest, &bytes),
+            Err(error) => tracing::warn!(ztoc = %self.digest, %error, "the zTOC is not kept"),
         }
     }
 
@@ -61,6 +80,11 @@ impl Toc {
             return;
         }
         *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn copy(&self) -> Option<Arc<[u8]>> {
+        let bytes = self.layer.upgrade()?.ztoc().ok()?;
+        (Digest::of(&bytes) == self.digest).then_some(bytes)
     }
 
     fn fetch(&self) -> Result<Arc<[u8]>, ImageError> {

@@ -1,0 +1,93 @@
+//! What a layer's snapshot says is on the disk before anybody is told of it; what can be made anew from
+//! that follows a moment later, and may be lost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use spanfs_registry::Registry;
+
+use crate::lazy::{Root, check_tree, count, start};
+use crate::node::end_holder;
+use crate::pull::{Rootfs, can_mount, image, mounts_below};
+
+/// Files below `directory` whose name `is_one`.
+fn files(directory: &Path, is_one: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        // What is mounted is no state of ours.
+        if entry.file_type().unwrap().is_dir() && entry.file_name() != "fs" {
+            found.extend(files(&entry.path(), is_one));
+        } else if entry.file_name().to_str().is_some_and(is_one) {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+fn remove(directory: &Path, is_one: &dyn Fn(&str) -> bool) {
+    files(directory, is_one).iter().for_each(|path| fs::remove_file(path).unwrap());
+}
+
+/// Killed before anything was brought to the disk for good: the kernel has it all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_right_after_the_pull_needs_no_registry() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let image = image(&registry, "v2");
+    let (node, mut containerd) = start(root.path(), "default").await;
+    containerd.pull(&image).await;
+    node.signal("KILL");
+    drop((node.wait(), registry));
+    // What comes a second later has not come.
+    let state = root.path().join("state");
+    remove(&state.join("spanfs/cache/ztocs"), &|_| true);
+    remove(&state.join("snapshotter/snapshots"), &|name| name.ends_with("-upon.json"));
+    remove(&state.join("snapshotter/snapshots"), &|name| name.ends_with("-lowest.json"));
+    let (node, _containerd) = start(root.path(), "default").await;
+    assert_eq!(count(root.path(), "erofs"), 3, "before anybody asks");
+    node.signal("INT");
+    let (_, log) = node.wait();
+    assert!(!log.contains("failed to restore"), "{log}");
+}
+
+/// A power cut takes what was not brought to the disk, or parts of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_right_after_the_pull_costs_ztocs_and_indexes() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let image = image(&registry, "v2");
+    let (node, mut containerd) = start(root.path(), "default").await;
+    let top = containerd.pull(&image).await;
+    node.signal("KILL");
+    drop(node.wait());
+    end_holder(root.path());
+    for (at, _) in mounts_below(root.path()).iter().rev() {
+        assert!(std::process::Command::new("umount").arg("-l").arg(at).status().unwrap().success());
+    }
+    let state = root.path().join("state");
+    let (cache, snapshots) = (state.join("spanfs/cache"), state.join("snapshotter/snapshots"));
+    remove(&cache.join("ztocs"), &|_| true);
+    remove(&snapshots, &|name| name.ends_with("-upon.json") || name.ends_with("-lowest.json"));
+    let is_torn = |name: &str| ["ztoc", "spans", "journal"].contains(&name);
+    let torn = files(&cache.join("layers"), &is_torn);
+    let indexes = files(&snapshots, &|name| name.ends_with("-upon") || name.ends_with("-lowest"));
+    assert_eq!(indexes.len(), 3, "{indexes:?}");
+    assert!(torn.len() >= 6, "{torn:?}");
+    for path in torn.iter().chain(&indexes) {
+        let len = fs::metadata(path).unwrap().len();
+        fs::write(path, vec![0; usize::try_from(len / 2).unwrap()]).unwrap();
+    }
+    let (node, mut containerd) = start(root.path(), "default").await;
+    assert_eq!(count(root.path(), "fuse.rawBridge"), 3, "all come lazily, as before");
+    let (_, mount) = containerd.container(&top).await;
+    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    check_tree(&rootfs.0, "v2");
+    drop(rootfs);
+    node.signal("INT");
+    let (_, log) = node.wait();
+    assert!(!log.contains("comes whole"), "{log}");
+}
