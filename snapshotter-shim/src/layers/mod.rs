@@ -9,6 +9,7 @@
 //! ROOT/spanfs/cache     the cache's layers; zTOCs below `ztocs`
 //! ROOT/spanfs/mounts    records and parts of mounts
 //! ROOT/spanfs/hosts     mirrors of the settings file
+//! ROOT/spanfs/decisions.jsonl  what became of layers that were asked for lately
 //! ROOT/snapshotter/snapshots/ID/{layer.json,index/}
 //! ```
 
@@ -180,7 +181,7 @@ impl Layers {
             wholes: Wholes::new(),
             registry: Registry::default(),
             metrics,
-            decisions: Decisions::default(),
+            decisions: Decisions::open(base.join("decisions.jsonl")),
             leftovers: AtomicBool::default(),
             opener: Opener { images, cache, directory, stop: Arc::default(), puller },
         }))

@@ -70,6 +70,8 @@ async fn operators_see_each_layer_and_why() {
     assert!(!socket.exists(), "a clean end leaves no socket");
     let (node, _containerd) = start(root.path(), "default").await;
     assert_eq!(json(&node, "/debug/layers")[1]["reason"], "no ztoc for layer");
+    // Also about the layer that we do not show.
+    assert_eq!(json(&node, "/debug/decisions"), decisions);
 }
 
 #[tokio::test(flavor = "multi_thread")]
