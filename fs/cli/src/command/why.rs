@@ -28,7 +28,7 @@ use crate::settings::{self, Facts};
 
 pub(crate) fn why(arguments: &Why, output: &Output) -> Result<(), Failure> {
     let reaching = settings::reaching(&arguments.image.access, &Facts::gather())?;
-    let modes = Modes::of_node()?;
+    let modes = Modes::of_node(&arguments.debug_socket)?;
     let reached = Reached::find(&arguments.image, &reaching, None)?;
     let search = Search { digest: None, annotation: modes.v2, referrers: modes.v1 };
     let discovery = reached.images.discover_by(&reached.image, &search);
@@ -250,8 +250,11 @@ struct Modes {
 }
 
 impl Modes {
-    /// As the installed snapshotter understands its own settings.
-    fn of_node() -> Result<Self, Failure> {
+    /// Those in force, if the snapshotter runs; else as the installed one understands its settings.
+    fn of_node(debug_socket: &Path) -> Result<Self, Failure> {
+        if let Some(modes) = Self::in_force(debug_socket)? {
+            return Ok(modes);
+        }
         for program in PROGRAMS {
             let dump = Command::new(program).args(["config", "dump"]).stdin(Stdio::null()).output();
             let Ok(dump) = dump else { continue };
@@ -264,10 +267,28 @@ impl Modes {
             let settings = text
                 .parse()
                 .map_err(|error| Failure::new(Code::Failed, attempted(), format!("{error}")))?;
-            return Ok(Self::of(&settings, format!("those of {program}")));
+            let source = format!("those that {program} would start with: it does not run");
+            return Ok(Self::of(&settings, source));
         }
         let source = "the defaults: no snapshotter is on PATH".to_owned();
         Ok(Self::of(&DocumentMut::new(), source))
+    }
+
+    /// What the running snapshotter goes by; none where none can be asked.
+    fn in_force(debug_socket: &Path) -> Result<Option<Self>, Failure> {
+        let text = match ask(debug_socket, "/debug/config") {
+            Ok(text) => text,
+            Err(error) => {
+                let socket = debug_socket.display();
+                tracing::debug!(%socket, %error, "the snapshotter does not tell its settings");
+                return Ok(None);
+            }
+        };
+        let source = format!("in force, as {} says", debug_socket.display());
+        let settings = text.parse().map_err(|error: toml_edit::TomlError| {
+            Failure::new(Code::Failed, "reading the settings in force", error.to_string())
+        })?;
+        Ok(Some(Self::of(&settings, source)))
     }
 
     fn of(settings: &DocumentMut, source: String) -> Self {
@@ -298,6 +319,21 @@ mod tests {
 
     use super::*;
 
+    /// A snapshotter that is asked once, for `page`.
+    fn answering(socket: &Path, page: &str, body: &str) -> std::thread::JoinHandle<()> {
+        let _none = fs::remove_file(socket);
+        let listener = UnixListener::bind(socket).unwrap();
+        let asked = format!("GET {page} HTTP/1.1\r\n");
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 200];
+            let count = stream.read(&mut request).unwrap();
+            assert!(request[..count].starts_with(asked.as_bytes()));
+            stream.write_all(text.as_bytes()).unwrap();
+        })
+    }
+
     #[test]
     fn history_comes_from_notes_and_from_the_snapshotter() {
         let node = tempfile::tempdir().unwrap();
@@ -314,24 +350,33 @@ mod tests {
         let socket = node.path().join("debug.sock");
         let silent = History::of_node(node.path(), &socket).unwrap();
         assert!(silent.of(&left).contains("the snapshotter is silent"), "{}", silent.of(&left));
-        let listener = UnixListener::bind(&socket).unwrap();
-        let answer = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 200];
-            let count = stream.read(&mut request).unwrap();
-            assert!(request[..count].starts_with(b"GET /debug/decisions HTTP/1.1\r\n"));
-            let body = format!(
-                r#"[{{"layer":"{left}","outcome":"deferred","reason":"no index","image":"x"}}]"#
-            );
-            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-                .unwrap();
-        });
+        let body = format!(
+            r#"[{{"layer":"{left}","outcome":"deferred","reason":"no index","image":"x"}}]"#
+        );
+        let answer = answering(&socket, "/debug/decisions", &body);
         let history = History::of_node(node.path(), &socket).unwrap();
         answer.join().unwrap();
         assert_eq!(history.of(&noted), "snapshot 7 shows it, whole: no ztoc for layer");
         assert_eq!(history.of(&older), "snapshot 8 shows it");
         assert_eq!(history.of(&left), "deferred when it was pulled: no index");
         assert!(history.of(&Digest::of(b"d")).contains("not pulled lately"));
+    }
+
+    /// Settings that were reloaded, or a file that was changed since the start.
+    #[test]
+    fn settings_in_force_count_before_the_file() {
+        let node = tempfile::tempdir().unwrap();
+        let socket = node.path().join("debug.sock");
+        assert!(Modes::in_force(&socket).unwrap().is_none(), "nobody is there");
+        let body = "[pull_modes]\n\n  [pull_modes.soci_v1]\n    enable = true\n";
+        let answer = answering(&socket, "/debug/config", body);
+        let modes = Modes::of_node(&socket).unwrap();
+        answer.join().unwrap();
+        assert!(modes.v1 && modes.source.starts_with("in force"), "{}", modes.source);
+        let answer = answering(&socket, "/debug/config", "[");
+        let failure = Modes::of_node(&socket).err().unwrap().to_string();
+        answer.join().unwrap();
+        assert!(failure.contains("reading the settings in force"), "{failure}");
     }
 
     #[test]
