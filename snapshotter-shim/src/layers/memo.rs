@@ -107,6 +107,21 @@ impl<K: Clone + Eq + Hash + Debug, T: Clone + Send + 'static> Memo<K, T> {
         self.entries.lock().retain(|_, slot| slot.outcome.lock().is_none());
     }
 
+    /// Forget outcomes that nobody wants, once they are known for `age`. True if some are too fresh.
+    pub(super) fn retain_done(&self, age: Duration, is_wanted: impl Fn(&T) -> bool) -> bool {
+        let now = Instant::now();
+        let mut are_left = false;
+        self.entries.lock().retain(|_, slot| match &*slot.outcome.lock() {
+            Some((outcome, since)) if !is_wanted(outcome) => {
+                let is_fresh = now - *since < age;
+                are_left |= is_fresh;
+                is_fresh
+            }
+            _ => true,
+        });
+        are_left
+    }
+
     /// Forget outcomes whose time is over.
     pub(super) fn expire(&self) {
         let now = Instant::now();
@@ -236,6 +251,19 @@ mod tests {
         assert_eq!(memo.get(&1, LONG, "ended", || panic!("meant")), Ok("ended"));
         assert_eq!(memo.get(&2, LONG, "ended", || "bad"), Ok("bad"));
         assert_eq!(memo.get(&2, LONG, "ended", || "good"), Ok("good"));
+    }
+
+    #[test]
+    fn what_nobody_wants_is_forgotten_after_a_while() {
+        let memo = memo(4);
+        for (key, outcome) in [(1, "kept"), (2, "gone")] {
+            assert_eq!(memo.get(&key, LONG, "ended", move || outcome), Ok(outcome));
+        }
+        let is_wanted = |outcome: &&str| *outcome == "kept";
+        assert!(memo.retain_done(LONG, is_wanted), "one is too fresh");
+        assert!(!memo.retain_done(Duration::ZERO, is_wanted));
+        assert_eq!(memo.get(&1, LONG, "ended", || "again"), Ok("kept"));
+        assert_eq!(memo.get(&2, LONG, "ended", || "again"), Ok("again"));
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Request {
     }
 }
 
+/// The manifest of the image that a snapshot's layer was pulled for.
+pub fn manifest(labels: &Labels) -> Option<Digest> {
+    labels.get(MANIFEST)?.parse().ok()
+}
+
 /// containerd's namespace that a call is made for: from its header, else the first part of the key,
 /// for containerd 1.6 sends no header to us.
 pub fn namespace<'a>(header: Option<&'a str>, key: &'a str) -> Option<&'a str> {

@@ -1,10 +1,12 @@
 //! Disk that layers take, and what becomes of it once no snapshot wants them.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use spanfs::image::Ztoc;
 use spanfs_cache::CacheError;
+use spanfs_layer::Digest;
 
 use super::Layers;
 use super::shown::Wanted;
@@ -24,12 +26,12 @@ impl Layers {
         Some(Usage { bytes: index.bytes + bytes, inodes: index.inodes })
     }
 
-    /// Unmount the layers of all snapshots but those wanted, and give their disk back.
-    pub fn retain(&self, is_wanted: impl Fn(u64) -> bool) {
+    /// Unmount the layers of all snapshots but those wanted, and give their disk back. `manifests` are
+    /// of images of which there are snapshots.
+    pub fn retain(&self, is_wanted: impl Fn(u64) -> bool, manifests: &HashSet<Digest>) {
         self.registry.retain(is_wanted);
-        self.wholes.forget_done();
+        let mut left = self.wholes.retain(|manifest| manifests.contains(manifest));
         let Wanted { layers, ztocs, configs } = self.registry.wanted();
-        let mut left = false;
         for layer in self.opener.cache.layers().iter().filter(|layer| !layers.contains(layer)) {
             if self.opener.cache.is_expected(layer) {
                 left = true;

@@ -1,12 +1,13 @@
 //! Layers pulled whole, several of an image at once: the one asked for and those above it.
 //!
 //! A pull belongs to whoever waits for a layer of its image. When the last of them goes away without
-//! it, all that is under way for the image stops; what has come is gone on with later.
+//! it, all that is under way for the image stops; what has come is gone on with later. Between two
+//! layers nobody waits: an image that is removed then takes its jobs along.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use spanfs::image::OpenLayer;
@@ -29,7 +30,18 @@ const LAYERS_MAX: usize = 512;
 /// Times that somebody begins a layer himself when those who had begun it gave up.
 const TRIES_MAX: u32 = 3;
 
-type Outcome = Result<OpenLayer, Ended>;
+/// Between two layers containerd takes milliseconds.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(5);
+
+type Outcome = Result<Pulled, Ended>;
+
+/// A layer that has come.
+#[derive(Clone)]
+struct Pulled {
+    open: OpenLayer,
+    /// The image that it was pulled for.
+    manifest: Digest,
+}
 
 /// Why a layer did not come.
 #[derive(Clone, Debug)]
@@ -57,8 +69,14 @@ struct Groups {
 struct Group {
     of_image: Arc<OfImage>,
     stop: Arc<AtomicBool>,
-    /// Who waits for one of its layers.
-    waiting: Mutex<usize>,
+    waiting: Mutex<Waits>,
+}
+
+/// Who waits for one of an image's layers.
+struct Waits {
+    count: usize,
+    /// Since somebody came or went.
+    since: Instant,
 }
 
 impl Wholes {
@@ -101,7 +119,7 @@ impl Wholes {
             }
             waiting.is_given_up = caller.is_gone();
             return match outcome {
-                Ok(Ok(open)) => Ok(open),
+                Ok(Ok(Pulled { open, .. })) => Ok(open),
                 // It was begun for another image, whose pull was given up.
                 Ok(Err(ended)) if ended.stopped && !caller.is_gone() && tries < TRIES_MAX => {
                     continue;
@@ -125,9 +143,10 @@ impl Wholes {
         let group = groups.images.entry(*manifest).or_insert_with(|| {
             let of_image = opener.puller.of_image(manifest);
             let stop = Arc::new(AtomicBool::new(stop));
-            Arc::new(Group { of_image, stop, waiting: Mutex::new(0) })
+            let waiting = Mutex::new(Waits { count: 0, since: Instant::now() });
+            Arc::new(Group { of_image, stop, waiting })
         });
-        *group.waiting.lock() += 1;
+        group.waiting.lock().count += 1;
         let group = Arc::clone(group);
         Waiting { wholes: self, manifest: *manifest, group, is_given_up: false }
     }
@@ -139,9 +158,33 @@ impl Wholes {
         groups.images.values().for_each(|group| group.stop.store(true, Ordering::Relaxed));
     }
 
-    /// Forget layers that were pulled long ago, and never asked for.
-    pub(super) fn forget_done(&self) {
+    /// Give up what is pulled for images that are not wanted, and forget layers that were pulled long
+    /// ago, and never asked for. True if some may have to be given up soon.
+    pub(super) fn retain(&self, is_wanted: impl Fn(&Digest) -> bool) -> bool {
+        let mut groups = self.groups.lock();
+        let mut are_left = false;
+        groups.images.retain(|manifest, group| {
+            let waiting = group.waiting.lock();
+            if waiting.count > 0 || is_wanted(manifest) {
+                return true;
+            }
+            let is_idle = waiting.since.elapsed() >= IDLE_TIME_MAX;
+            if is_idle {
+                group.stop.store(true, Ordering::Relaxed);
+            }
+            are_left |= !is_idle;
+            !is_idle
+        });
+        let is_wanted = |outcome: &Outcome| match outcome {
+            Ok(pulled) => {
+                groups.images.contains_key(&pulled.manifest) || is_wanted(&pulled.manifest)
+            }
+            Err(_) => true,
+        };
+        are_left |= self.jobs.retain_done(IDLE_TIME_MAX, is_wanted);
+        drop(groups);
         self.jobs.expire();
+        are_left
     }
 }
 
@@ -158,9 +201,10 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut groups = self.wholes.groups.lock();
         let mut waiting = self.group.waiting.lock();
-        *waiting -= 1;
+        waiting.count -= 1;
+        waiting.since = Instant::now();
         // Between two layers of a pull nobody waits either: only giving up ends it.
-        if *waiting == 0 && self.is_given_up {
+        if waiting.count == 0 && self.is_given_up {
             self.group.stop.store(true, Ordering::Relaxed);
             groups.images.remove(&self.manifest);
         }
@@ -170,7 +214,7 @@ impl Drop for Waiting<'_> {
 impl Group {
     /// Whether somebody waits, or works for it.
     fn is_used(&self) -> bool {
-        *self.waiting.lock() > 0 || Arc::strong_count(&self.stop) > 1
+        self.waiting.lock().count > 0 || Arc::strong_count(&self.stop) > 1
     }
 }
 
@@ -193,7 +237,8 @@ fn run(opener: Opener, task: Task) -> impl FnOnce() -> Outcome + Send + 'static 
             stopped: error.class() == Class::Cancelled,
             reason: chain(&error),
         };
-        pulled.map_err(ended)
+        let manifest = task.name.manifest;
+        pulled.map(|open| Pulled { open, manifest }).map_err(ended)
     }
 }
 

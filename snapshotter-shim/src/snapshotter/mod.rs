@@ -26,7 +26,7 @@ use crate::config::Settings;
 use crate::directories::{Directories, Owner, Removal};
 use crate::disk_usage::disk_usage;
 use crate::filter::Filters;
-use crate::layers::{AtEnd, Caller, Decided, LayerError, LayerReport, Layers, Place};
+use crate::layers::{AtEnd, Caller, Decided, LayerError, LayerReport, Layers, Place, request};
 use crate::mounts::{self, Mount, can_be_option};
 use crate::state::labels::TARGET;
 use crate::state::{Command, Kind, LabelMask, Labels, Refusal, Snapshot, State, Usage};
@@ -282,7 +282,11 @@ impl Snapshotter {
         // What becomes unwanted behind this line is still mounted below it, and waits for its turn.
         let unwanted: Vec<_> = names.into_iter().filter(|name| !self.is_wanted(name)).collect();
         if let Some(layers) = &self.layers {
-            layers.retain(|id| self.is_wanted(&id.to_string()));
+            let manifests = {
+                let state = self.state.read();
+                state.walk().filter_map(|snapshot| request::manifest(&snapshot.labels)).collect()
+            };
+            layers.retain(|id| self.is_wanted(&id.to_string()), &manifests);
         }
         for name in unwanted {
             self.hide_mapped(&name);

@@ -127,6 +127,33 @@ async fn a_cancelled_pull_stops_within_a_second_and_the_next_one_goes_on() {
     assert!(again <= 4 * MIB, "{again} bytes were fetched twice, of {before}");
 }
 
+/// Killed between two layers, whoever pulls gives nothing up; the removal of what came does.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_removed_takes_its_jobs_along() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let image = put(&registry, "big", &[tar_of(4, 8 << 10), tar_of(5, 64 * MIB)]);
+    // The first layer is not to wait for the second one's turn to end.
+    let settings = format!("{PARALLEL}max_concurrent_unpacks_per_image = 2\n");
+    let (_node, mut containerd) = start_with(root.path(), "default", &settings).await;
+    registry.set_link(Link { bytes_per_second: Some(2 << 20), ..Link::UNLIMITED });
+    let labels = Containerd::labels(&image, &image.layers[0]);
+    containerd.extract("", labels).await.unwrap().expect("containerd need not unpack it");
+    let layer = image.layers[1].blob;
+    wait_until("the first bytes of the next layer", || fetched(&registry, &layer) > 0).await;
+    containerd.collect_garbage().await;
+    let mut before = 0;
+    let deadline = Instant::now() + PATIENCE;
+    while before != fetched(&registry, &layer) {
+        assert!(Instant::now() < deadline, "somebody still fetches");
+        before = fetched(&registry, &layer);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    assert!(before < 60 * MIB, "{before} bytes had come, nothing was left to stop");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_pull_goes_on_after_the_restart() {
     if !can_mount() {
