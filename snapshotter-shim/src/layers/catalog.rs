@@ -34,32 +34,22 @@ pub(super) struct Known {
 pub(super) struct KnownLayer {
     pub(super) descriptor: Descriptor,
     pub(super) diff_id: Digest,
-    pub(super) ztoc: Option<Digest>,
     /// Spans that the index wants first.
     pub(super) prefetch: Vec<SpanRun>,
-    /// Until somebody opens the layer: then it is on the disk.
-    bytes: Mutex<Option<Ztoc>>,
+    ztoc: Option<Mutex<Ztoc>>,
 }
 
 impl KnownLayer {
-    /// The zTOC, out of memory or from the disk.
-    pub(super) fn ztoc(&self, directory: &Path) -> Result<Option<Ztoc>, ImageError> {
-        let Some(digest) = self.ztoc else { return Ok(None) };
-        match &*self.bytes.lock() {
-            Some(ztoc) => Ok(Some(ztoc.clone())),
-            None => Ztoc::kept(directory, digest),
-        }
+    /// The zTOC; its bytes are in memory, on the disk, or where they came from.
+    pub(super) fn ztoc(&self) -> Option<Ztoc> {
+        Some(self.ztoc.as_ref()?.lock().clone())
     }
 
-    /// Whether its zTOC was swept away since it was looked up: its image was removed, and comes back.
-    fn is_gone(&self, directory: &Path) -> bool {
-        let is_swept = |ztoc| !Ztoc::is_kept(directory, ztoc);
-        self.ztoc.is_some_and(|ztoc| self.bytes.lock().is_none() && is_swept(ztoc))
-    }
-
-    /// It is on the disk for good: free the memory.
+    /// Somebody has opened the layer: free the memory.
     pub(super) fn forget_bytes(&self) {
-        *self.bytes.lock() = None;
+        if let Some(ztoc) = &self.ztoc {
+            ztoc.lock().forget();
+        }
     }
 }
 
@@ -118,21 +108,6 @@ impl Catalog {
     pub(super) fn find(&self, request: &Request, modes: &PullModes) -> Lookup {
         let repository = format!("{}/{}", request.image.host(), request.image.repository());
         let key = Key { repository, manifest: request.manifest, index: request.index };
-        let lookup = self.find_once(&key, request, modes);
-        let is_gone = |known: &Known| {
-            let wanted = known.layers.iter().find(|it| it.descriptor.digest == request.layer);
-            wanted.is_some_and(|layer| layer.is_gone(&self.directory))
-        };
-        match &lookup {
-            Ok(known) if is_gone(known) => {
-                self.looked_up.forget(&key);
-                self.find_once(&key, request, modes)
-            }
-            _ => lookup,
-        }
-    }
-
-    fn find_once(&self, key: &Key, request: &Request, modes: &PullModes) -> Lookup {
         let (images, directory) = (Arc::clone(&self.images), self.directory.clone());
         let needs_index = modes.parallel.as_ref().is_none_or(|it| it.is_fallback);
         let search = needs_index.then_some(Search {
@@ -148,7 +123,7 @@ impl Catalog {
             found.map(Arc::new).map_err(|error| chain(&error))
         };
         let ended = Err("looking the image up came to no end".to_owned());
-        match self.looked_up.get(key, self.at_most, ended, work) {
+        match self.looked_up.get(&key, self.at_most, ended, work) {
             Ok(lookup) => lookup,
             Err(reason @ NoOutcome::Late(_)) => Err(format!("looking the image up: {reason}")),
             Err(reason) => Err(format!("the image is not looked up: {reason}")),
@@ -200,10 +175,9 @@ fn look_up(
     };
     let (mut ztocs, mut prefetch) = (ztocs.into_iter(), prefetch.into_iter());
     let layers = wanted.into_iter().map(|(descriptor, diff_id)| {
-        let bytes = ztocs.next().flatten();
-        let ztoc = bytes.as_ref().map(|ztoc| ztoc.digest);
+        let ztoc = ztocs.next().flatten().map(Mutex::new);
         let prefetch = prefetch.next().unwrap_or_default();
-        KnownLayer { descriptor, diff_id, ztoc, prefetch, bytes: Mutex::new(bytes) }
+        KnownLayer { descriptor, diff_id, prefetch, ztoc }
     });
     Ok(Known {
         config: image.documents.manifest.config.digest,

@@ -57,7 +57,7 @@ impl Layers {
         let Some(layer) = known.layers.get(position) else { unreachable!("it was found there") };
         let facts = decide::Facts {
             is_indexed: known.index.is_ok(),
-            has_ztoc: layer.ztoc.is_some(),
+            has_ztoc: layer.ztoc().is_some(),
             size: layer.descriptor.size,
             lazy_len_min,
         };

@@ -302,12 +302,13 @@ impl Layers {
             // Those that came whole got their zTOC on the way.
             let made = |layer: Digest| notes.iter().find(|(_, note)| note.layer == layer)?.1.ztoc;
             let open = |layer: &KnownLayer| {
-                let (descriptor, directory) = (&layer.descriptor, &opener.directory);
-                let ztoc = match layer.ztoc(directory).ok()? {
-                    Some(ztoc) => Some(ztoc),
-                    None => Ztoc::kept(directory, made(descriptor.digest)?).ok()?,
+                let (source, descriptor) = (&known.source, &layer.descriptor);
+                let named = || {
+                    let made = made(descriptor.digest)?;
+                    Ztoc::named(&opener.directory, source, made, None).ok()
                 };
-                opener.open(&known.source, descriptor, layer.diff_id, Some(ztoc?)).ok()
+                let ztoc = layer.ztoc().or_else(named)?;
+                opener.open(source, descriptor, layer.diff_id, Some(ztoc)).ok()
             };
             Some(spanfs::image::Layers { layers: known.layers.iter().filter_map(open).collect() })
         });

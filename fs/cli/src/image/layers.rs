@@ -187,10 +187,10 @@ impl Images {
             let bytes = self.fetched_ztoc(image, named, read)?;
             ztocs[number] = Some(hold.fetched(named.digest, bytes));
         }
-        // What is not held can be swept from the shelf before it is used.
+        // What is not held, or no more, can be swept from the shelf before it is used.
         for ((layer, _), ztoc) in wanted.iter().zip(&mut ztocs) {
             let named = discovery.index().and_then(|index| index.ztoc(&layer.digest));
-            if let (Some(named), Some(ztoc @ Ztoc { bytes: None, .. })) = (named, ztoc) {
+            if let (Some(named), Some(ztoc)) = (named, ztoc) {
                 ztoc.blob = Some(image.source.blob(named)?);
             }
         }
@@ -393,9 +393,9 @@ impl Ztoc {
         Ok(Some(Self { digest, how: How::Kept, bytes: Some(bytes), shelf, blob: None }))
     }
 
-    /// Whether one is kept below `directory`, sound or not.
-    pub fn is_kept(directory: &Path, digest: Digest) -> bool {
-        Shelf::open(directory).is_ok_and(|shelf| shelf.has(&digest))
+    /// Free its memory: who needs it again reads it again, or fetches it.
+    pub fn forget(&mut self) {
+        self.bytes = None;
     }
 
     fn toc(&self) -> Toc {
