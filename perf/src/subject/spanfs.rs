@@ -9,7 +9,7 @@ use super::{Containerd, Daemon, Engine, Form, Places, Standalone, Subject, progr
 struct Ours {
     name: &'static str,
     settings: &'static str,
-    config: &'static str,
+    config: String,
     form: Form,
     knows_trace: bool,
 }
@@ -32,7 +32,7 @@ fn ours(places: &Places, ours: Ours) -> Result<Subject> {
                 program: path,
                 // The name chooses the peer's paths.
                 name: SOCI_NAME,
-                config: (SOCI_CONFIG, ours.config.to_owned()),
+                config: (SOCI_CONFIG, ours.config),
                 socket: SOCI_SOCKET,
                 root: SOCI_ROOT,
                 knows_trace: ours.knows_trace,
@@ -43,25 +43,41 @@ fn ours(places: &Places, ours: Ours) -> Result<Subject> {
 
 pub(super) fn lazy(places: &Places) -> Result<Subject> {
     let (name, settings) = ("spanfs-lazy", ", index v2, first start anywhere");
-    ours(places, Ours { name, settings, config: "", form: Form::Indexed, knows_trace: false })
+    ours(
+        places,
+        Ours { name, settings, config: String::new(), form: Form::Indexed, knows_trace: false },
+    )
 }
 
 /// Nothing is fetched before it is read: a promise broken on purpose.
 pub(super) fn lazy_no_prefetch(places: &Places) -> Result<Subject> {
     let (name, settings) = ("spanfs-lazy-no-prefetch", ", index v2, without background");
-    let config = "[background_fetch]\ndisable = true\n";
+    let config = "[background_fetch]\ndisable = true\n".to_owned();
     ours(places, Ours { name, settings, config, form: Form::Indexed, knows_trace: false })
 }
 
 pub(super) fn trace(places: &Places) -> Result<Subject> {
     let (name, settings) = ("spanfs-trace", ", index v2, with the trace of an earlier start");
-    ours(places, Ours { name, settings, config: "", form: Form::Indexed, knows_trace: true })
+    ours(
+        places,
+        Ours { name, settings, config: String::new(), form: Form::Indexed, knows_trace: true },
+    )
 }
 
 pub(super) fn parallel(places: &Places) -> Result<Subject> {
     let (name, settings) =
         ("spanfs-parallel", ", parallel: chunks of 8 MiB, 10 downloads, 4 unpacks");
-    ours(places, Ours { name, settings, config: PARALLEL, form: Form::Plain, knows_trace: false })
+    let config = PARALLEL.to_owned();
+    ours(places, Ours { name, settings, config, form: Form::Plain, knows_trace: false })
+}
+
+/// A layer over one connection: a promise broken on purpose where each gets a share of the link.
+pub(super) fn parallel_one(places: &Places) -> Result<Subject> {
+    let (name, settings) =
+        ("spanfs-parallel-one", ", parallel: chunks of 8 MiB, 1 download, 4 unpacks");
+    let config = PARALLEL.replace("downloads_per_image = 10", "downloads_per_image = 1");
+    assert_ne!(config, PARALLEL, "the setting has another name");
+    ours(places, Ours { name, settings, config, form: Form::Plain, knows_trace: false })
 }
 
 /// `spanfs run`: no containerd at all.
