@@ -29,6 +29,12 @@ const CHUNK_LEN: u64 = 4 << 20;
 const CHUNK_LEN_MIN: u64 = 64 << 10;
 /// The engine cuts longer ones.
 const CHUNK_LEN_MAX: u64 = 8 << 20;
+/// Chunks that a blob is cut into at least, if they do not get too short by that: the decoder begins with
+/// the first of them, which shares the link with all that are under way. Measured at 10 ms, 2 Gbit/s,
+/// 10 requests at once: with 1 MiB for 8 MiB, pulls of 54 and 72 MB take 0.76 of the time.
+const CHUNKS_MIN: u64 = 64;
+/// Bytes under way that keep a link busy over its round trips.
+const UNDER_WAY_BYTES: u64 = 10 << 20;
 /// Chunks of all layers that are on their way to their files.
 const MEMORY_BYTES_MAX: u64 = 64 << 20;
 /// Chunks of one layer under way, where the settings set no limit.
@@ -42,6 +48,7 @@ pub(super) struct Puller {
     memory: Arc<Slots>,
     downloads: Option<Arc<Slots>>,
     unpacks: Option<Arc<Slots>>,
+    downloads_max: Option<u32>,
     downloads_per_image: Option<u32>,
     unpacks_per_image: Option<u32>,
     images: Mutex<HashMap<Digest, Weak<OfImage>>>,
@@ -114,6 +121,7 @@ impl Puller {
             memory: Slots::new((MEMORY_BYTES_MAX / chunk_len) as usize),
             downloads: slots(of_all(|it| it.downloads_max)),
             unpacks: slots(of_all(|it| it.unpacks_max)),
+            downloads_max: of_all(|it| it.downloads_max),
             downloads_per_image: of_all(|it| it.downloads_per_image_max),
             unpacks_per_image: of_all(|it| it.unpacks_per_image_max),
             images: Mutex::default(),
@@ -147,9 +155,18 @@ impl Puller {
         &self.store
     }
 
-    fn stream(&self, of_image: &OfImage) -> StreamOptions {
+    /// Bytes of a chunk of a blob of `size`: what the settings say, or less where that is enough.
+    fn chunk_len(&self, size: u64) -> u64 {
+        let limits = [self.downloads_max, self.downloads_per_image];
+        let requests = limits.into_iter().flatten().min().unwrap_or(u32::MAX);
+        let requests = u64::from(requests).clamp(1, CHUNKS_MAX as u64);
+        let enough = (size / CHUNKS_MIN).max(UNDER_WAY_BYTES / requests);
+        self.chunk_len.min(enough.next_multiple_of(1 << 20))
+    }
+
+    fn stream(&self, of_image: &OfImage, size: u64) -> StreamOptions {
         StreamOptions {
-            chunk_bytes: self.chunk_len,
+            chunk_bytes: self.chunk_len(size),
             chunks_max: CHUNKS_MAX,
             requests: of_image.downloads.clone(),
             memory: Some(Arc::clone(&self.memory)),
@@ -205,7 +222,7 @@ impl Opener {
             put(Some(file));
         };
         let pull = Pull {
-            stream: puller.stream(of_image),
+            stream: puller.stream(of_image, name.descriptor.size),
             buffer: Buffer::File,
             unpacks: &of_image.unpacks,
             keep: keeps.then_some(&keep),
@@ -247,7 +264,7 @@ mod tests {
             let image = puller.of_image(&digest);
             assert_eq!(free(&image.downloads), downloads, "{text}");
             assert_eq!(free(&image.unpacks), unpacks, "{text}");
-            assert_eq!(puller.stream(&image).chunk_bytes, chunk_len, "{text}");
+            assert_eq!(puller.stream(&image, 4 << 30).chunk_bytes, chunk_len, "{text}");
         };
         // The peer's defaults.
         check("", &[3], &[1], CHUNK_LEN);
@@ -266,6 +283,31 @@ mod tests {
             &[],
             CHUNK_LEN_MAX,
         );
+    }
+
+    #[test]
+    fn small_blobs_come_in_short_chunks() {
+        let check = |text: &str, size: u64, chunk_len: u64| {
+            assert_eq!(
+                puller(text).unwrap().chunk_len(size << 20),
+                chunk_len << 20,
+                "{text}, {size}"
+            );
+        };
+        let peer =
+            "max_concurrent_downloads_per_image = 10\nconcurrent_download_chunk_size = \"8mb\"";
+        check(peer, 1, 1);
+        check(peer, 64, 1);
+        check(peer, 65, 2);
+        check(peer, 2000, 8);
+        // Three requests at once can't be short.
+        check("concurrent_download_chunk_size = \"8mb\"", 1, 4);
+        check(
+            "max_concurrent_downloads_per_image = 1\nconcurrent_download_chunk_size = \"8mb\"",
+            1,
+            8,
+        );
+        check("max_concurrent_downloads_per_image = -1\nmax_concurrent_downloads = -1", 1, 1);
     }
 
     #[test]
