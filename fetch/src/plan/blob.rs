@@ -36,6 +36,8 @@ pub(super) struct Blob {
     pub(super) expires: Option<Instant>,
     /// Failures in a row without progress between.
     pub(super) strikes: u32,
+    /// Transfers in a row that broke soon after they had begun to bring bytes.
+    pub(super) drips: u32,
     pub(super) failure: Option<Failure>,
     /// No request before this.
     pub(super) not_before: Option<Instant>,
@@ -63,6 +65,7 @@ impl Blob {
             host: String::new(),
             expires: None,
             strikes: 0,
+            drips: 0,
             failure: None,
             not_before: None,
             trouble_since: None,

@@ -26,6 +26,13 @@ const LOCATE_MAX: Duration = Duration::from_secs(60);
 /// broke says little about its host.
 const STRIKES_BEFORE_LOCATE: u32 = 2;
 
+/// A target that brings some bytes and then none, time and again, is not one to wait for: as many
+/// transfers in a row that broke before they brought [`DRIP_BYTES`].
+const DRIPS_BEFORE_LOCATE: u32 = 3;
+
+/// Who brings so much before it breaks is used as it is: some hosts end each connection after a megabyte.
+const DRIP_BYTES: u64 = 256 << 10;
+
 /// Within this, complaints are about what the target of the first one had under way.
 const DISTRUST_ONCE: Duration = Duration::from_secs(2);
 
@@ -99,6 +106,9 @@ impl Plan {
         if transfer.progressed {
             self.clear_trouble(transfer.blob);
         }
+        if let Some(blob) = self.blobs.get_mut(&transfer.blob) {
+            blob.drips = 0;
+        }
     }
 
     pub(super) fn handle_failure(&mut self, transfer: &Transfer, failure: Failure, now: Instant) {
@@ -116,6 +126,11 @@ impl Plan {
         if matches!(blob.source, Source::Locating { .. }) && failure.class() != Class::Retry {
             // Sent together with the one for which another target is being looked for: nothing new.
             return;
+        }
+        match failure.kind {
+            _ if transfer.received >= DRIP_BYTES => blob.drips = 0,
+            FailureKind::Transport if transfer.progressed => blob.drips += 1,
+            _ => {}
         }
         if failure.kind == FailureKind::NoRanges {
             let until = now + self.options.no_ranges_memory;
@@ -207,7 +222,9 @@ impl Plan {
         }
         let transport = failure.kind == FailureKind::Transport;
         let ready = blob.source == Source::Ready;
-        if ready && (!transport || blob.strikes >= STRIKES_BEFORE_LOCATE) {
+        let is_patient = blob.strikes < STRIKES_BEFORE_LOCATE && blob.drips < DRIPS_BEFORE_LOCATE;
+        if ready && !(transport && is_patient) {
+            blob.drips = 0;
             self.locate(id, Some(failure), now);
         }
     }

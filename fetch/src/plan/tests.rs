@@ -373,3 +373,45 @@ fn requests_that_a_target_refuses_together_count_once() {
     assert!(matches!(told, Some(Action::Locate { failure: Some(_), .. })), "{told:?}");
     assert!(plan.poll_action(now).is_none());
 }
+
+/// The bytes that come each time are kept, but three times in a row is enough, however few they are.
+#[test]
+fn a_target_that_drips_is_left() {
+    let check = |bytes: u64, expected: bool| {
+        let mut now = Instant::now();
+        let mut plan = Plan::new(PlanOptions { inflight_bytes_max: 1 << 30, ..options() });
+        plan.handle_open(BlobId(1), 1 << 30);
+        let want = Priority::OnDemand;
+        plan.handle_want(WantId(1), BlobId(1), 0..2000, want, now);
+        let mut is_left = false;
+        for _ in 0..DRIPS {
+            let mut under_way = Vec::new();
+            while let Some(action) = plan.poll_action(now) {
+                match action {
+                    Action::Locate { blob, generation, failure } => {
+                        is_left |= failure.is_some();
+                        let host = "mirror".to_owned();
+                        let located = Located { host, expires: None, changed: true };
+                        assert!(plan.handle_located(blob, generation, Ok(located), now));
+                    }
+                    Action::Start(start) => under_way.push(start.id),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(!under_way.is_empty(), "nothing is asked for");
+            for id in under_way.into_iter().take(1) {
+                plan.handle_moved(id, bytes);
+                now += Duration::from_secs(5);
+                plan.handle_ended(id, Err(Failure::transport("stalled")), now);
+            }
+        }
+        while let Some(action) = plan.poll_action(now) {
+            is_left |= matches!(action, Action::Locate { failure: Some(_), .. });
+        }
+        assert_eq!(is_left, expected, "{bytes} bytes at a time");
+    };
+    check(60, true);
+    check(1 << 20, false);
+}
+
+const DRIPS: usize = 3;
