@@ -2,7 +2,7 @@
 
 /// Bits taken from the input and not used yet.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Bits {
+pub(crate) struct Bits {
     /// The next bits, lowest first; zeros above `count`.
     pub(super) hold: u64,
     /// Below 64.

@@ -5,7 +5,7 @@ use super::bits::Bits;
 use super::table::{self, Gaps};
 
 /// The codes of a block.
-pub(super) struct Codes {
+pub(crate) struct Codes {
     pub(super) literals: [u32; table::LITERAL_TABLE_LEN],
     pub(super) distances: [u32; table::DISTANCE_TABLE_LEN],
     is_fixed: bool,

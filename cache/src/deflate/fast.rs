@@ -49,11 +49,15 @@ impl Reader<'_> {
 
 /// Symbols while input and room have a margin. Ends before the end of the block, and before what
 /// is wrong: the careful loop says so.
+///
+/// Not called directly but through [`crate::sys::fast_symbols`], which has it compiled for the
+/// processor that we are on.
+#[inline(always)]
 #[expect(
     clippy::indexing_slicing,
     reason = "masks keep indices in tables, the margin keeps them in the buffer"
 )]
-pub(super) fn symbols(
+pub(crate) fn symbols(
     codes: &Codes,
     bits: &mut Bits,
     input: &mut &[u8],

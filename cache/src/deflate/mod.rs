@@ -14,10 +14,12 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use crate::sys::crc32_append;
+use crate::sys::{crc32_append, fast_symbols};
 
-use bits::Bits;
-use block::{Codes, Lengths};
+pub(crate) use bits::Bits;
+pub(crate) use block::Codes;
+use block::Lengths;
+pub(crate) use fast::symbols;
 use head::Head;
 
 /// The bytes are not what the format allows.
@@ -199,7 +201,7 @@ impl Inflate {
             State::Symbols => {
                 let reach = self.len.min(DISTANCE_MAX) as usize;
                 let floor = filled.saturating_sub(reach);
-                fast::symbols(&self.codes, &mut self.bits, input, buffer, filled, floor)?;
+                fast_symbols(&self.codes, &mut self.bits, input, buffer, filled, floor)?;
                 match block::symbols(&self.codes, &mut self.bits, input, buffer, filled, floor)? {
                     block::Stop::NeedsInput => return Ok(Some(Pause::NeedsInput)),
                     block::Stop::NeedsRoom => return Ok(Some(Pause::NeedsRoom)),
