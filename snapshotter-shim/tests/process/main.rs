@@ -14,4 +14,5 @@ mod owners;
 mod parallel;
 mod power;
 mod pull;
+mod systemd;
 mod user_namespace;
