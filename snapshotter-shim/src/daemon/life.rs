@@ -90,10 +90,6 @@ fn open(
 ) -> anyhow::Result<Snapshotter> {
     let work = flags.root.join("snapshotter");
     std::fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
-    if settings.check_overlay {
-        overlay_support::check(&work)?;
-        tracing::debug!("snapshotter is supported");
-    }
     let options = overlay_support::options(&work, &settings.overlay_options);
     environment.userxattr = options.iter().any(|option| option == "userxattr");
     raise_file_limit();
@@ -101,8 +97,22 @@ fn open(
     let start = |snapshots: &Path| {
         Layers::start(&flags.root, snapshots, settings, &environment, holding.clone())
     };
-    Snapshotter::open_with(&flags.root, options, start)
-        .with_context(|| format!("opening the snapshots of {}", flags.root.display()))
+    std::thread::scope(|scope| {
+        // The trial's unmount takes a third of the start, and readers of old mounts wait for that.
+        let trial = settings.check_overlay.then(|| scope.spawn(|| overlay_support::check(&work)));
+        let snapshotter = Snapshotter::open_with(&flags.root, options, start)
+            .with_context(|| format!("opening the snapshots of {}", flags.root.display()))?;
+        let trial = trial.map(|it| it.join().unwrap_or_else(|it| std::panic::resume_unwind(it)));
+        match trial {
+            Some(Err(error)) => {
+                snapshotter.end(AtEnd::Stay); // What runs already goes on.
+                return Err(error.into());
+            }
+            Some(Ok(())) => tracing::debug!("snapshotter is supported"),
+            None => {}
+        }
+        Ok(snapshotter)
+    })
 }
 
 /// Who keeps mounts alive while we are not: systemd, where its unit allows it, else a process of ours.
