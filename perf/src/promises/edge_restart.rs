@@ -24,7 +24,7 @@ const FILE_BYTES: usize = 1 << 20;
 const READERS: usize = 4;
 const TIMES: usize = 100;
 /// Readers go on for so long between two of them.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
