@@ -41,7 +41,7 @@ struct Note {
     implied: bool,
 }
 
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 /// What an index must be to be the one that we wrote.
 #[derive(Clone, Serialize, Deserialize)]

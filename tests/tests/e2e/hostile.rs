@@ -12,12 +12,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use spanfs_layer::{Digest, Ztoc};
 use spanfs_registry::Registry;
+use spanfs_tests::tars::{Attributes, Tar};
 use tar::EntryType;
 
 use crate::node::{self, Node, REPOSITORY};
 use crate::peers::{able, fixture};
 use crate::scratch::{Scratch, SmallDisk};
-use crate::tars::{Attributes, Tar};
 use crate::trees::{self, look};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -256,7 +256,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 
 /// A tar of one file below so many directories, by a PAX path.
 fn deep_tar(levels: usize) -> Vec<u8> {
-    let mut tar = Tar::new();
+    let mut tar = Tar::default();
     let path = "a/".repeat(levels) + "file";
     tar.entry(EntryType::Regular, &path, &Attributes::default(), &[]);
     tar.finish()
@@ -264,7 +264,7 @@ fn deep_tar(levels: usize) -> Vec<u8> {
 
 /// A tar of directories, each below the one before.
 fn nested_tar(levels: usize) -> Vec<u8> {
-    let mut tar = Tar::new();
+    let mut tar = Tar::default();
     let mut path = String::new();
     for _ in 0..levels {
         path += "d/";

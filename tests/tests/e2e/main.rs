@@ -16,7 +16,6 @@ mod proxy;
 mod reach;
 mod scratch;
 mod survive;
-mod tars;
 mod token_server;
 mod trees;
 mod unprivileged;

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use spanfs_layer::Digest;
 use spanfs_registry::Registry;
+use spanfs_tests::tars::{Attributes, Tar};
 use tar::EntryType;
 
 use crate::node;
 use crate::peers::able;
 use crate::scratch::Scratch;
-use crate::tars::{Attributes, Tar};
 use crate::trees::{self, Seen, look};
 
 const SEEDS: std::ops::Range<u64> = 1..5;
@@ -194,22 +194,27 @@ impl Model {
             return;
         };
         let path = self.fresh(random);
-        self.tar.entry(EntryType::Link, &path, &Attributes::default(), target.as_bytes());
-        let seen = self.tree[&target].clone();
-        self.tree.insert(path.clone(), seen.clone());
-        self.named.push(path);
+        // The last header that names a file says what its attributes are.
+        let it = random.attributes();
+        self.tar.entry(EntryType::Link, &path, &it, target.as_bytes());
+        let old = self.tree[&target].clone();
+        let (mode, owner, mtime) = (it.mode, it.owner, it.mtime);
+        let mut seen = Seen { mode, owner, mtime, nlink: old.nlink + 1, ..old.clone() };
+        seen.xattrs.extend(it.xattrs);
         // Files of equal content and attributes are one here: random ones are never equal.
         for other in self.tree.values_mut() {
-            if other.mtime == seen.mtime && other.content == seen.content {
-                other.nlink = seen.nlink + 1;
+            if other.mtime == old.mtime && other.content == old.content {
+                *other = seen.clone();
             }
         }
+        self.tree.insert(path.clone(), seen);
+        self.named.push(path);
     }
 
     /// The layer is made; the next one may speak of everything again.
     fn layer(&mut self) -> Vec<u8> {
         self.named.clear();
-        std::mem::replace(&mut self.tar, Tar::new()).finish()
+        std::mem::take(&mut self.tar).finish()
     }
 }
 
@@ -223,7 +228,7 @@ fn random_images_are_the_tree_that_their_layers_make() {
         let scratch = Scratch::new();
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut model =
-            Model { tree: BTreeMap::new(), named: Vec::new(), tar: Tar::new(), counter: 0 };
+            Model { tree: BTreeMap::new(), named: Vec::new(), tar: Tar::default(), counter: 0 };
         let mut tars = Vec::new();
         for number in 0..LAYERS {
             (0..OPERATIONS).for_each(|_| model.operate(&mut random));

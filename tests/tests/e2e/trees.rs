@@ -143,14 +143,12 @@ pub(crate) fn golden() -> BTreeMap<PathBuf, Seen> {
             other => panic!("{other} in the golden tree"),
         };
         let xattrs = row["xattrs_hex"].as_object().into_iter().flatten();
+        let (mode, owner, mtime) = attributes(row);
         let seen = Seen {
             kind,
-            mode: u32::from_str_radix(text("mode"), 8).expect("octal"),
-            owner: (number("uid") as u32, number("gid") as u32),
-            mtime: (
-                row["mtime"]["sec"].as_i64().expect("seconds"),
-                row["mtime"]["nsec"].as_i64().expect("nanoseconds"),
-            ),
+            mode,
+            owner,
+            mtime,
             nlink: u64::from(kind != "directory"),
             rdev: 0,
             target: text("linkname").as_bytes().to_owned(),
@@ -168,11 +166,21 @@ pub(crate) fn golden() -> BTreeMap<PathBuf, Seen> {
         let target = relative(target.expect("target"));
         let first = tree.get_mut(&target).expect("the target of a hard link");
         first.nlink += 1;
+        // The last header of a file says what its attributes are.
+        (first.mode, first.owner, first.mtime) = attributes(row);
         let other = first.clone();
         tree.insert(relative(path.expect("path")), other);
     }
     assert!(tree.len() > 20, "the golden tree has {} paths", tree.len());
     tree
+}
+
+/// Mode, owner and time of a row.
+fn attributes(row: &Value) -> (u32, (u32, u32), (i64, i64)) {
+    let number = |key: &str| row[key].as_u64().unwrap_or_default() as u32;
+    let time = |key: &str| row["mtime"][key].as_i64().expect("a time");
+    let mode = u32::from_str_radix(row["mode"].as_str().unwrap_or_default(), 8).expect("octal");
+    (mode, (number("uid"), number("gid")), (time("sec"), time("nsec")))
 }
 
 fn hex(text: &str) -> Vec<u8> {

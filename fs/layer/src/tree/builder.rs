@@ -77,6 +77,8 @@ const SYMLINKS_MAX: u32 = 255;
 const MTIME_MAX: Time = Time { seconds: i64::MAX / 1_000_000_000, nanoseconds: 854_775_807 };
 const ID_MAX: u64 = u32::MAX as u64 - 1;
 const TEXT_BYTES_MAX: u64 = u32::MAX as u64;
+const SET_GID: u16 = 0o2000;
+const CAPABILITY: &[u8] = b"security.capability";
 const LANDMARKS: [&[u8]; 3] =
     [b".prefetch.landmark", b".no.prefetch.landmark", b"stargz.index.json"];
 
@@ -180,7 +182,9 @@ impl TreeBuilder {
         self.name(directory, name, old, number)
     }
 
-    /// A hard link shares the inode of its target, whose attributes stay.
+    /// A hard link shares the inode of its target. Its own header then says what the inode's attributes
+    /// are, as with containerd, which sets them through every name; GNU tar would leave the target's. Of a
+    /// target that comes later, they stay: containerd refuses such a layer.
     fn apply_hard_link(
         &mut self,
         directory: u32,
@@ -193,7 +197,10 @@ impl TreeBuilder {
             Some((_, inode)) if inode.is_directory() => {
                 return Err(Fault::LinkToDirectory { target: record.link.clone() });
             }
-            Some((at, inode)) if !inode.has(WHITEOUT) => at,
+            Some((at, inode)) if !inode.has(WHITEOUT) => {
+                self.set_attributes(at, inode, record)?;
+                at
+            }
             _ => {
                 let place = self.pending.len() as u64;
                 let (entry, target) = (record.name.clone(), record.link.clone());
@@ -204,6 +211,23 @@ impl TreeBuilder {
             }
         };
         self.name(directory, name, old, shared)
+    }
+
+    fn set_attributes(&mut self, at: u32, old: Inode, record: &Record) -> Result<(), Fault> {
+        let new = attributes_of(record)?;
+        // A change of the owner takes file capabilities away, also where it is the same as before.
+        let kept = self.xattrs.without(old.xattrs, CAPABILITY)?;
+        let xattrs = self.xattrs.union(kept, shown_xattrs(record, old.kind()))?;
+        let mode = match old.kind() {
+            NodeKind::Symlink => old.mode,
+            kind => kind.mode_bits() | (record.mode & 0o7777) as u16,
+        };
+        let Inode { uid, gid, mtime_seconds, mtime_nanoseconds, .. } = new;
+        self.set_inode(
+            at,
+            Inode { uid, gid, mtime_seconds, mtime_nanoseconds, mode, xattrs, ..old },
+        );
+        Ok(())
     }
 
     /// A whiteout gives way to an entry of the same layer, before or after it; a directory then
@@ -302,7 +326,9 @@ impl TreeBuilder {
                 Step::Arrived => return Ok(walk.at),
                 Step::Down(inode) => walk.at = inode,
                 Step::Missing { name, slot } => {
-                    let mut inode = Inode { flags: IMPLIED, ..Inode::directory(walk.at, 0) };
+                    let gid = self.inherited_gid(walk.at);
+                    let implied = Inode::directory(walk.at, 0);
+                    let mut inode = Inode { flags: IMPLIED, gid, ..implied };
                     self.place_directory(&mut inode, walk.at)?;
                     let number = self.add_inode(inode)?;
                     self.name(walk.at, &name, slot, number)?;
@@ -310,6 +336,12 @@ impl TreeBuilder {
                 }
             }
         }
+    }
+
+    /// Group of a directory made in that one, as the kernel has it.
+    fn inherited_gid(&self, directory: u32) -> u32 {
+        let parent = self.inodes.get(directory as usize);
+        parent.filter(|parent| parent.mode & SET_GID != 0).map_or(0, |parent| parent.gid)
     }
 
     /// Slot that a hard link's target names; its last component is not followed.

@@ -181,6 +181,36 @@ fn hard_links_share_their_target_in_any_order() {
 }
 
 #[test]
+fn the_last_header_of_a_file_says_what_its_attributes_are() {
+    let attribute = |name: &str, value: &str| {
+        (format!("SCHILY.xattr.{name}").into_bytes(), value.as_bytes().to_vec())
+    };
+    let mut first = entry("f a");
+    first.pax = vec![attribute("security.capability", "c"), attribute("user.a", "1")];
+    let mut link = entry("h b > a");
+    (link.mode, link.uid, link.gid) = (0o104_755, 7, 8);
+    link.mtime = Time { seconds: 9, nanoseconds: 10 };
+    link.pax = vec![attribute("user.b", "2")];
+    let mut of_symlink = entry("h t > s");
+    (of_symlink.mode, of_symlink.uid) = (0o600, 3);
+    let records = [first, link, entry("l s > a"), of_symlink];
+    let tree = build_with(TreeOptions::default(), &records).unwrap();
+    let node = |name: &[u8]| tree.node(tree.resolve(name).unwrap()).unwrap();
+    for name in [&b"a"[..], b"b"] {
+        let node = node(name);
+        assert_eq!((node.permissions(), node.uid(), node.gid()), (0o4755, 7, 8));
+        assert_eq!(node.mtime(), Time { seconds: 9, nanoseconds: 10 });
+        assert_eq!((node.kind(), node.nlink()), (NodeKind::Regular, 2));
+        // chown(2) took the capability away.
+        let xattrs: Vec<_> = node.xattrs().collect();
+        assert_eq!(xattrs, [(&b"user.a"[..], &b"1"[..]), (b"user.b", b"2")]);
+    }
+    let symlink = tree.children(tree.root()).find(|(name, _)| *name == b"s").unwrap().1;
+    let symlink = tree.node(symlink).unwrap();
+    assert_eq!((symlink.permissions(), symlink.uid(), symlink.nlink()), (0o777, 3, 2));
+}
+
+#[test]
 fn whiteouts_hide_lower_layers_only() {
     check(&["f d/.wh.x"], &["d d implied", "w d/x"]);
     check(&["d d", "f d/.wh..wh..opq", "f d/x"], &["d d opaque", "f d/x"]);
@@ -390,6 +420,18 @@ fn implied_directories_take_lower_attributes() {
     assert_eq!((node.permissions(), node.uid(), node.is_implied()), (0o700, 1, false));
     let layer = |path| merged.node(merged.resolve(path).unwrap()).unwrap().layer();
     assert_eq!((layer(&b"d/x"[..]), layer(b"d/y"), merged.layer_count()), (0, 2, 3));
+}
+
+#[test]
+fn implied_directories_have_the_group_that_their_parent_gives() {
+    let mut parent = entry("d d");
+    (parent.mode, parent.gid) = (0o2750, 7);
+    let records = [parent, entry("f d/e/f/x"), entry("d d/g"), entry("f d/g/h/x")];
+    let tree = build_with(TreeOptions::default(), &records).unwrap();
+    for (path, gid) in [("d/e", 7), ("d/e/f", 0), ("d/g", 2), ("d/g/h", 0)] {
+        let node = tree.node(tree.resolve(path.as_bytes()).unwrap()).unwrap();
+        assert_eq!((node.gid(), node.permissions() & 0o2000), (gid, 0), "{path}");
+    }
 }
 
 #[test]

@@ -149,6 +149,15 @@ impl XattrInterner {
         Ok(set)
     }
 
+    /// The set without the attribute of that name.
+    pub(super) fn without(&mut self, set: u32, name: &[u8]) -> Result<u32, Fault> {
+        if self.sets.iter(set).all(|(found, _)| found != name) {
+            return Ok(set);
+        }
+        let old = self.sets.encoded(set).to_vec();
+        self.intern(Xattrs { rest: &old }.filter(|&(found, _)| found != name).collect())
+    }
+
     /// The union of a set with these attributes, which win.
     pub(super) fn union(&mut self, set: u32, added: Vec<(&[u8], &[u8])>) -> Result<u32, Fault> {
         if set == EMPTY_SET || added.is_empty() {

@@ -150,7 +150,12 @@ impl Maker {
     }
 
     pub(crate) fn hardlink(&mut self, name: &str, target: &str) -> &mut Self {
-        self.record(name, Kind::Hardlink, 0).link = target.into();
+        let mode = self.model[target].mode & 0o7777;
+        let (owner, mtime) = (self.model[target].owner, self.model[target].mtime);
+        let record = self.record(name, Kind::Hardlink, mode);
+        record.link = target.into();
+        (record.uid, record.gid) = (owner.0.into(), owner.1.into());
+        record.mtime = Time { seconds: mtime.0, nanoseconds: mtime.1 as u32 };
         let first = self.model[target].same_as.clone();
         let mut seen = self.model[&first].clone();
         seen.nlink += 1;

@@ -5,25 +5,30 @@ use std::collections::BTreeMap;
 use tar::{Builder, EntryType, Header};
 
 /// A tar in the making.
-pub(crate) struct Tar(Builder<Vec<u8>>);
+pub struct Tar(Builder<Vec<u8>>);
 
 /// What an entry says besides its name and content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    pub(crate) mode: u32,
-    pub(crate) owner: (u32, u32),
+pub struct Attributes {
+    /// Twelve bits, and whatever else a header may hold.
+    pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
     /// Seconds and nanoseconds.
-    pub(crate) mtime: (i64, i64),
-    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub mtime: (i64, i64),
+    /// By name.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Default for Tar {
+    fn default() -> Self {
+        Self(Builder::new(Vec::new()))
+    }
 }
 
 impl Tar {
-    pub(crate) fn new() -> Self {
-        Self(Builder::new(Vec::new()))
-    }
-
     /// PAX records for the next entry.
-    pub(crate) fn pax(&mut self, records: &[(&str, &[u8])]) {
+    pub fn pax(&mut self, records: &[(&str, &[u8])]) {
         let mut text = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -44,8 +49,24 @@ impl Tar {
         self.0.append(&header, &text[..]).expect("append");
     }
 
-    /// An entry whose path, time and attributes stand in PAX records.
-    pub(crate) fn entry(&mut self, kind: EntryType, path: &str, it: &Attributes, content: &[u8]) {
+    /// An entry whose path, time and attributes stand in PAX records. The content of a link is its target.
+    pub fn entry(&mut self, kind: EntryType, path: &str, it: &Attributes, content: &[u8]) {
+        self.write(kind, path, it, content, (0, 0));
+    }
+
+    /// The same for a device.
+    pub fn device(&mut self, kind: EntryType, path: &str, it: &Attributes, number: (u32, u32)) {
+        self.write(kind, path, it, &[], number);
+    }
+
+    fn write(
+        &mut self,
+        kind: EntryType,
+        path: &str,
+        it: &Attributes,
+        content: &[u8],
+        device: (u32, u32),
+    ) {
         let mtime = format!("{}.{:09}", it.mtime.0, it.mtime.1);
         let names = it.xattrs.keys().map(|name| format!("SCHILY.xattr.{}", text(name)));
         let names: Vec<String> = names.collect();
@@ -66,11 +87,14 @@ impl Tar {
         header.set_gid(it.owner.1.into());
         header.set_mtime(it.mtime.0.unsigned_abs());
         header.set_size(content.len() as u64);
+        header.set_device_major(device.0).expect("a header that has devices");
+        header.set_device_minor(device.1).expect("a header that has devices");
         header.set_cksum();
         self.0.append(&header, content).expect("append");
     }
 
-    pub(crate) fn finish(self) -> Vec<u8> {
+    /// The archive.
+    pub fn finish(self) -> Vec<u8> {
         self.0.into_inner().expect("tar")
     }
 }
