@@ -52,7 +52,7 @@ fn takes_userxattr(root: &Path) -> bool {
 }
 
 /// In a user namespace, unlike in the first one, not every id maps to itself.
-fn in_user_namespace() -> bool {
+pub(crate) fn in_user_namespace() -> bool {
     let Ok(map) = fs::read_to_string("/proc/self/uid_map") else { return false };
     map.split_whitespace().ne(["0", "0", "4294967295"])
 }

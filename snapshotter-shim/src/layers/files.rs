@@ -8,11 +8,12 @@ use rustix::fs::{Gid, Mode, Uid};
 use spanfs::image::OpenLayer;
 use spanfs::layer_index::layer_tree;
 use spanfs_cache::CacheError;
-use spanfs_mount::front::files::{UnpackOptions, unpack};
+use spanfs_mount::front::files::{Devices, UnpackOptions, unpack};
 
 use super::{LayerError, Layers, Place, below};
 use crate::daemon::log::chain;
 use crate::disk_usage::disk_usage;
+use crate::overlay_support::in_user_namespace;
 use crate::state::Usage;
 
 /// Name in the snapshot's directory of what is not complete yet.
@@ -30,7 +31,11 @@ impl Layers {
         let tree = layer_tree(open, place.lowers.is_empty(), describe)?;
         std::fs::create_dir(&fresh).map_err(LayerError::disk(&fresh))?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let options = UnpackOptions { threads, stop: &self.opener.stop };
+        let devices = match in_user_namespace() {
+            true => Devices::LeaveOut,
+            false => Devices::Make,
+        };
+        let options = UnpackOptions { threads, stop: &self.opener.stop, devices };
         unpack(&tree, data, &fresh, options)?;
         put_in_place(&fresh, &at).map_err(LayerError::disk(&at))?;
         disk_usage(&at).map_err(|error| LayerError::Whole(chain(&error)))

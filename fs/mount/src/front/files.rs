@@ -33,6 +33,17 @@ pub struct UnpackOptions<'a> {
     pub threads: usize,
     /// Set it, and the work ends soon, in [`UnpackError::Stopped`].
     pub stop: &'a AtomicBool,
+    /// What becomes of device nodes.
+    pub devices: Devices,
+}
+
+/// Whether device nodes are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// As the layer says.
+    Make,
+    /// They are left out, as containerd does in a user namespace: nobody may make them there.
+    LeaveOut,
 }
 
 /// Why a layer can't be unpacked.
@@ -70,7 +81,8 @@ pub fn unpack(
     let failed = |source: io::Error| disk("opening", into)(source);
     let root = File::open(into).map_err(failed)?;
     let data = File::from(data.try_clone_to_owned().map_err(failed)?);
-    let work = Work { tree, data: &data, root: &root, stop: options.stop };
+    let UnpackOptions { stop, devices, .. } = options;
+    let work = Work { tree, data: &data, root: &root, stop, devices };
     let directories = work.make_directories()?;
     let next = AtomicUsize::new(0);
     let links = Mutex::new(Vec::new());
@@ -115,6 +127,7 @@ struct Work<'a> {
     data: &'a File,
     root: &'a File,
     stop: &'a AtomicBool,
+    devices: Devices,
 }
 
 /// Buffers of a thread.
@@ -187,6 +200,10 @@ impl Work<'_> {
                 continue;
             }
             let Some(node) = self.tree.node(node) else { continue };
+            if self.is_left_out(node) {
+                tracing::warn!(path = %path.display(), "device left out: this is a user namespace");
+                continue;
+            }
             self.make(&directory, node, &path, &mut scratch.content)?;
         }
         Ok(links)
@@ -265,16 +282,7 @@ impl Work<'_> {
             }
         }
         .map_err(|errno| at("setting the owner of", errno))?;
-        for (name, value) in node.xattrs() {
-            match place.set_xattr(OsStr::from_bytes(name), value) {
-                // As the applier does: what this file system can't hold is left out.
-                Err(Errno::OPNOTSUPP) => {
-                    let name = String::from_utf8_lossy(name);
-                    tracing::warn!(path = %path.display(), %name, "attribute left out: not supported");
-                }
-                result => result.map_err(|errno| at("setting an attribute of", errno))?,
-            }
-        }
+        self.set_xattrs(place, node, path)?;
         match place {
             Place::Open(file) => {
                 rustix::fs::fchmod(file, mode).map_err(|errno| at("setting the mode of", errno))?;
@@ -289,6 +297,22 @@ impl Work<'_> {
             }
         }
         .map_err(|errno| at("setting the time of", errno))
+    }
+
+    fn set_xattrs(&self, place: Place<'_>, node: Node<'_>, path: &Path) -> Result<(), UnpackError> {
+        for (name, value) in node.xattrs() {
+            match place.set_xattr(OsStr::from_bytes(name), value) {
+                // As the applier does: what this file system can't hold is left out.
+                Err(Errno::OPNOTSUPP) => {
+                    let name = String::from_utf8_lossy(name);
+                    tracing::warn!(path = %path.display(), %name, "attribute left out: not supported");
+                }
+                result => {
+                    result.map_err(|errno| disk("setting an attribute of", path)(errno.into()))?
+                }
+            }
+        }
+        Ok(())
     }
 
     fn link(&self, directories: &[(NodeId, PathBuf)], links: Vec<Link>) -> Result<(), UnpackError> {
@@ -312,7 +336,8 @@ impl Work<'_> {
         }
         for link in &links {
             self.check_stop()?;
-            let Some(from) = first.get(&link.node.0) else { continue };
+            let is_left_out = self.tree.node(link.node).is_some_and(|node| self.is_left_out(node));
+            let Some(from) = first.get(&link.node.0).filter(|_| !is_left_out) else { continue };
             let [old, new] = [from.as_path(), link.path.as_path()]
                 .map(|path| self.open(path.parent().unwrap_or(Path::new(""))));
             let (old, new) = (old?, new?);
@@ -325,14 +350,25 @@ impl Work<'_> {
 
     fn finish_directory(&self, id: NodeId, path: &Path) -> Result<(), UnpackError> {
         let Some(node) = self.tree.node(id) else { return Ok(()) };
-        // What no entry describes is as it was made; the root is whoever's asked for it.
-        if node.is_implied() || id == self.tree.root() {
+        let is_plain = node.is_implied() || id == self.tree.root();
+        if is_plain && node.gid() == 0 && node.xattrs().next().is_none() {
             return Ok(());
         }
         self.check_stop()?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = self.open_with(path, flags)?;
-        self.finish(Place::Open(directory.as_fd()), node, path)
+        let place = Place::Open(directory.as_fd());
+        if !is_plain {
+            return self.finish(place, node, path);
+        }
+        // What no entry describes is as it was made, but for its group: its parent, which gives that,
+        // was still ours then. And it may hide what lies below, as the root may, which otherwise is
+        // whoever's asked for it.
+        if id != self.tree.root() {
+            rustix::fs::fchown(&directory, None, Some(Gid::from_raw(node.gid())))
+                .map_err(|errno| disk("setting the group of", path)(errno.into()))?;
+        }
+        self.set_xattrs(place, node, path)
     }
 
     /// A directory that we made.
@@ -345,6 +381,12 @@ impl Work<'_> {
         let name = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         rustix::fs::openat2(self.root, name, flags, Mode::empty(), resolve)
             .map_err(|errno| disk("opening directory", path)(errno.into()))
+    }
+
+    fn is_left_out(&self, node: Node<'_>) -> bool {
+        let is_device = matches!(node.kind(), NodeKind::CharDevice | NodeKind::BlockDevice);
+        // Everybody may make a whiteout.
+        is_device && self.devices == Devices::LeaveOut && !node.is_whiteout()
     }
 
     fn kind(&self, id: NodeId) -> Option<NodeKind> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use spanfs_layer::Kind;
-use spanfs_mount::front::files::{UnpackError, UnpackOptions, unpack};
+use spanfs_mount::front::files::{Devices, UnpackError, UnpackOptions, unpack};
 
 use crate::content::noise;
 use crate::layers::{Maker, rich};
@@ -27,7 +27,8 @@ fn run(maker: &Maker, into: &Path, threads: usize, stop: &AtomicBool) -> Result<
     let data = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(data.path(), &maker.bytes).unwrap();
     let data = File::open(data.path()).unwrap();
-    unpack(&maker.tree(), data.as_fd(), into, UnpackOptions { threads, stop })
+    let devices = Devices::Make;
+    unpack(&maker.tree(), data.as_fd(), into, UnpackOptions { threads, stop, devices })
 }
 
 #[test]
@@ -65,6 +66,22 @@ fn whiteouts_have_the_form_of_overlayfs() {
     assert_eq!((gone.mode() & 0o170_000, gone.rdev()), (0o20_000, 0));
     let opaque = &snapshot::xattrs(&directory.path().join("a"))[&b"trusted.overlay.opaque"[..]];
     assert_eq!(opaque, b"y");
+}
+
+/// What the layer's root and directories without an entry hide was shown by this front.
+#[test]
+fn directories_without_an_entry_hide_what_lies_below() {
+    if !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut maker = Maker::default();
+    maker.whiteout("implied/.wh..wh..opq").whiteout(".wh..wh..opq");
+    run(&maker, directory.path(), 2, &AtomicBool::new(false)).unwrap();
+    for path in ["", "implied"] {
+        let xattrs = snapshot::xattrs(&directory.path().join(path));
+        assert_eq!(xattrs[&b"trusted.overlay.opaque"[..]], b"y", "{path:?}");
+    }
 }
 
 #[test]
