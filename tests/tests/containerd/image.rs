@@ -89,10 +89,7 @@ impl Layer {
     }
 
     fn finish(self) -> Built {
-        let tar = self.0.into_inner().expect("tar in memory");
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
-        encoder.write_all(&tar).expect("gzip in memory");
-        Built { diff: Digest::of(&tar), blob: encoder.finish().expect("gzip in memory") }
+        Built::of(&self.0.into_inner().expect("tar in memory"))
     }
 }
 
@@ -101,6 +98,14 @@ impl Layer {
 struct Built {
     diff: Digest,
     blob: Vec<u8>,
+}
+
+impl Built {
+    fn of(tar: &[u8]) -> Self {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
+        encoder.write_all(tar).expect("gzip in memory");
+        Self { diff: Digest::of(tar), blob: encoder.finish().expect("gzip in memory") }
+    }
 }
 
 /// An image in the making.
@@ -125,6 +130,12 @@ impl Image {
     /// With a layer on top.
     pub(crate) fn layer(mut self, layer: Layer) -> Self {
         self.layers.push(layer.finish());
+        self
+    }
+
+    /// With a layer of that tar on top.
+    pub(crate) fn layer_tar(mut self, tar: Vec<u8>) -> Self {
+        self.layers.push(Built::of(&tar));
         self
     }
 

@@ -2,6 +2,7 @@
 //! and process namespaces where everything has its usual path, so that nodes run side by side and what
 //! a failed test leaves behind goes with them.
 
+mod attributes;
 mod content;
 mod cri;
 mod cri_pods;
