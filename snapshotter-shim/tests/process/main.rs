@@ -6,6 +6,7 @@ mod credentials;
 mod cri;
 mod death;
 mod debug;
+mod hardship;
 mod isolation;
 mod lazy;
 mod life;

@@ -11,15 +11,16 @@ use crate::lazy::{Root, check_tree, count, start_with};
 use crate::node::PATIENCE;
 use crate::pull::{self, Containerd, Image, Layer, Rootfs, can_mount};
 
-const PARALLEL: &str = "[pull_modes.parallel_pull_unpack]\nenable = true\n\
+pub(crate) const PARALLEL: &str = "[pull_modes.parallel_pull_unpack]\nenable = true\n\
                         discard_unpacked_layers = true\nconcurrent_download_chunk_size = \"1mb\"\n";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const MIB: u64 = 1 << 20;
 
 /// A tar of one file of bytes that a seed makes.
-fn tar_of(seed: u64, len: u64) -> Vec<u8> {
+pub(crate) fn tar_of(seed: u64, len: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -37,18 +38,35 @@ fn tar_of(seed: u64, len: u64) -> Vec<u8> {
 }
 
 /// An image of layers that are tars, in a registry.
-fn put(registry: &Registry, tag: &str, tars: &[Vec<u8>]) -> Image {
+pub(crate) fn put(registry: &Registry, tag: &str, tars: &[Vec<u8>]) -> Image {
     let layers: Vec<_> =
         tars.iter().map(|tar| (tar.as_slice(), Digest::of(tar), tar.len() as u64)).collect();
-    put_layers(registry, tag, &layers)
+    put_layers(registry, tag, TAR, &layers)
+}
+
+/// An image of layers of that media type, with the digests of their tars.
+pub(crate) fn put_blobs(
+    registry: &Registry,
+    tag: &str,
+    media_type: &str,
+    blobs: &[(&[u8], Digest)],
+) -> Image {
+    let layers: Vec<_> =
+        blobs.iter().map(|(blob, diff_id)| (*blob, *diff_id, blob.len() as u64)).collect();
+    put_layers(registry, tag, media_type, &layers)
 }
 
 /// An image of one layer, of which its documents promise another diffID or another size.
 fn put_as(registry: &Registry, tag: &str, tar: &[u8], diff_id: &Digest, size: u64) -> Image {
-    put_layers(registry, tag, &[(tar, *diff_id, size)])
+    put_layers(registry, tag, TAR, &[(tar, *diff_id, size)])
 }
 
-fn put_layers(registry: &Registry, tag: &str, tars: &[(&[u8], Digest, u64)]) -> Image {
+fn put_layers(
+    registry: &Registry,
+    tag: &str,
+    media_type: &str,
+    tars: &[(&[u8], Digest, u64)],
+) -> Image {
     let descriptor = |media_type: &str, bytes: &[u8], size: u64| {
         let digest = Digest::of(bytes).to_string();
         json!({"mediaType": media_type, "digest": digest, "size": size})
@@ -60,7 +78,8 @@ fn put_layers(registry: &Registry, tag: &str, tars: &[(&[u8], Digest, u64)]) -> 
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });
     let config = config.to_string().into_bytes();
-    let layers: Vec<_> = tars.iter().map(|(tar, _, size)| descriptor(TAR, tar, *size)).collect();
+    let layers: Vec<_> =
+        tars.iter().map(|(tar, _, size)| descriptor(media_type, tar, *size)).collect();
     let manifest = json!({
         "schemaVersion": 2, "mediaType": MANIFEST, "layers": layers,
         "config": descriptor(CONFIG, &config, config.len() as u64),
@@ -87,7 +106,7 @@ fn fetched(registry: &Registry, layer: &Digest) -> u64 {
     registry.stats().blob(layer).iter().map(|range| range.end - range.start).sum()
 }
 
-async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
@@ -256,7 +275,7 @@ async fn a_program_that_fails_is_named_with_its_words() {
     }
 }
 
-fn snapshot_files(root: &Path) -> Vec<PathBuf> {
+pub(crate) fn snapshot_files(root: &Path) -> Vec<PathBuf> {
     let snapshots = root.join("state/snapshotter/snapshots");
     let entries = std::fs::read_dir(snapshots).unwrap();
     entries.map(|entry| entry.unwrap().path().join("fs")).collect()
