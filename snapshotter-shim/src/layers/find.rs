@@ -5,7 +5,7 @@ use std::sync::Arc;
 use spanfs::image::decide::{self, Decision};
 use spanfs_layer::Digest;
 
-use super::catalog::Known;
+use super::catalog::{Known, KnownLayer};
 use super::request::Request;
 use super::{Layers, Live};
 
@@ -25,6 +25,8 @@ pub struct Wanted {
     pub(super) position: usize,
     pub(super) decision: Decision,
     pub(super) request: Request,
+    /// It and those above it, as far as they are fetched whole because they can't be lazy.
+    pub(super) whole: Vec<usize>,
 }
 
 impl Wanted {
@@ -55,18 +57,29 @@ impl Layers {
             return Answer::Defer(format!("layer {layer} is not in the manifest {manifest}"));
         };
         let Some(layer) = known.layers.get(position) else { unreachable!("it was found there") };
-        let facts = decide::Facts {
-            is_indexed: known.index.is_ok(),
-            has_ztoc: layer.ztoc().is_some(),
-            size: layer.descriptor.size,
-            lazy_len_min,
+        let decide = |layer: &KnownLayer| {
+            let facts = decide::Facts {
+                is_indexed: known.index.is_ok(),
+                has_ztoc: layer.ztoc().is_some(),
+                size: layer.descriptor.size,
+                lazy_len_min,
+            };
+            decide::decide(modes.parallel_mode(), facts)
         };
-        match (decide::decide(modes.parallel_mode(), facts), &known.index) {
+        match (decide(layer), &known.index) {
             (Decision::Defer, Err(reason)) => Answer::Defer(reason.clone()),
             (Decision::Defer, Ok(_)) => unreachable!("an index is used"),
             (decision, _) => {
+                let shown = self.registry.wanted().layers;
+                let is_whole = |layer: &KnownLayer| {
+                    let is_new = !shown.contains(&layer.descriptor.digest);
+                    is_new && matches!(decide(layer), Decision::Whole { .. })
+                };
+                let layers = known.layers.iter().enumerate().skip(position);
+                let whole =
+                    layers.filter(|(_, layer)| is_whole(layer)).map(|(number, _)| number).collect();
                 let request = request.clone();
-                Answer::Ours(Box::new(Wanted { known, position, decision, request }))
+                Answer::Ours(Box::new(Wanted { known, position, decision, request, whole }))
             }
         }
     }

@@ -39,6 +39,10 @@ const UNDER_WAY_BYTES: u64 = 10 << 20;
 const MEMORY_BYTES_MAX: u64 = 64 << 20;
 /// Chunks of one layer under way, where the settings set no limit.
 const CHUNKS_MAX: usize = 16;
+/// Ranges at once of small layers of an image: each takes little but a round trip.
+const FEW_DOWNLOADS: usize = 8;
+/// Small layers of an image that are decoded at once: each waits for its disk more than for a core.
+const FEW_UNPACKS: usize = 8;
 /// A decoder does hundreds of megabytes in that time.
 const PROGRAM_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -67,6 +71,12 @@ pub(super) struct OfImage {
 }
 
 impl OfImage {
+    /// For layers that can't be lazy, of an image whose other layers are.
+    pub(super) fn of_few() -> Arc<Self> {
+        let slots = |limit| vec![Slots::new(limit)];
+        Arc::new(Self { downloads: slots(FEW_DOWNLOADS), unpacks: slots(FEW_UNPACKS) })
+    }
+
     /// For layers that don't count.
     pub(super) fn unlimited() -> Arc<Self> {
         Arc::new(Self { downloads: Vec::new(), unpacks: Vec::new() })

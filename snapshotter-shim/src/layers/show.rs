@@ -123,9 +123,10 @@ impl Layers {
         place: &Place,
         caller: &Caller<'_>,
     ) -> Result<Placed, LayerError> {
-        let Wanted { known, position, decision, request } = wanted;
+        let Wanted { known, position, decision, request, .. } = wanted;
         let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
         let digest = &layer.descriptor.digest;
+        self.wholes.begin(&self.opener, wanted);
         let (open, kind, reason) = match decision {
             Decision::Lazy => match self.opener.lazy(known, layer) {
                 Ok((open, ztoc)) => {
@@ -141,7 +142,8 @@ impl Layers {
             },
             Decision::Whole { reason } => {
                 tracing::info!(layerDigest = %digest, reason, "preparing snapshot as local snapshot");
-                (self.opener.whole(known, layer, request)?, Kind::Whole, (*reason).to_owned())
+                let open = self.wholes.obtain_few(&self.opener, wanted, caller)?;
+                (open, Kind::Whole, (*reason).to_owned())
             }
             Decision::Parallel => {
                 let reason = match &known.index {

@@ -15,6 +15,7 @@ use spanfs_fetch::Class;
 use spanfs_layer::Digest;
 
 use super::catalog::Known;
+use super::find::Wanted;
 use super::memo::{Memo, NoOutcome};
 use super::open::Opener;
 use super::pull::{OfImage, Task, blob_name};
@@ -68,6 +69,8 @@ struct Groups {
 /// Pulls of one image.
 struct Group {
     of_image: Arc<OfImage>,
+    /// Limits of layers that can't be lazy.
+    of_few: Arc<OfImage>,
     stop: Arc<AtomicBool>,
     waiting: Mutex<Waits>,
 }
@@ -94,20 +97,58 @@ impl Wholes {
         request: &Request,
         caller: &Caller<'_>,
     ) -> Result<OpenLayer, LayerError> {
+        let wants = Wants { known, request, are: Are::Parallel };
+        self.get(
+            opener,
+            &wants,
+            position,
+            &(position..known.layers.len()).collect::<Vec<_>>(),
+            caller,
+        )
+    }
+
+    /// Begin layers that can't be lazy, of an image whose other layers are.
+    pub(super) fn begin(&self, opener: &Opener, wanted: &Wanted) {
+        if let [_, ..] = wanted.whole[..] {
+            let waiting = self.enter(opener, &wanted.request.manifest);
+            self.start(opener, &Wants::few(wanted), &wanted.whole, &waiting.group);
+        }
+    }
+
+    /// The wanted one of them, once it is there.
+    pub(super) fn obtain_few(
+        &self,
+        opener: &Opener,
+        wanted: &Wanted,
+        caller: &Caller<'_>,
+    ) -> Result<OpenLayer, LayerError> {
+        self.get(opener, &Wants::few(wanted), wanted.position, &wanted.whole, caller)
+    }
+
+    /// The lower ones come first; what can't be begun now is begun when it is asked for.
+    fn start(&self, opener: &Opener, wants: &Wants<'_>, numbers: &[usize], group: &Group) {
+        for task in numbers.iter().map_while(|&number| wants.task(number, group)) {
+            let digest = task.name.descriptor.digest;
+            if self.jobs.start(&digest, ended(), run(opener.clone(), task)).is_err() {
+                break;
+            }
+        }
+    }
+
+    fn get(
+        &self,
+        opener: &Opener,
+        wants: &Wants<'_>,
+        position: usize,
+        numbers: &[usize],
+        caller: &Caller<'_>,
+    ) -> Result<OpenLayer, LayerError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let mut waiting = self.enter(opener, &request.manifest);
-            let task = |number: usize| task(known, number, request, &waiting.group);
-            // The lower ones come first; what can't be begun now is begun when it is asked for.
-            for number in position..known.layers.len() {
-                let Some(task) = task(number) else { break };
-                let digest = task.name.descriptor.digest;
-                if self.jobs.start(&digest, ended(), run(opener.clone(), task)).is_err() {
-                    break;
-                }
-            }
-            let Some(task) = task(position) else {
+            let mut waiting = self.enter(opener, &wants.request.manifest);
+            self.start(opener, wants, numbers, &waiting.group);
+            let Some(task) = wants.task(position, &waiting.group) else {
                 unreachable!("the layer was found in its image");
             };
             let digest = task.name.descriptor.digest;
@@ -144,7 +185,7 @@ impl Wholes {
             let of_image = opener.puller.of_image(manifest);
             let stop = Arc::new(AtomicBool::new(stop));
             let waiting = Mutex::new(Waits { count: 0, since: Instant::now() });
-            Arc::new(Group { of_image, stop, waiting })
+            Arc::new(Group { of_image, of_few: OfImage::of_few(), stop, waiting })
         });
         group.waiting.lock().count += 1;
         let group = Arc::clone(group);
@@ -218,16 +259,39 @@ impl Group {
     }
 }
 
-/// What is to be done for the layer at `position`; `None` if there is none.
-fn task(known: &Known, position: usize, request: &Request, group: &Group) -> Option<Task> {
-    let layer = known.layers.get(position)?;
-    Some(Task {
-        source: known.source.clone(),
-        name: blob_name(&layer.descriptor, layer.diff_id, request),
-        is_parallel: true,
-        of_image: Arc::clone(&group.of_image),
-        stop: Arc::clone(&group.stop),
-    })
+/// Layers that are wanted whole.
+struct Wants<'a> {
+    known: &'a Known,
+    request: &'a Request,
+    are: Are,
+}
+
+/// Why layers come whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Are {
+    /// All layers do.
+    Parallel,
+    /// They can't be lazy.
+    Few,
+}
+
+impl<'a> Wants<'a> {
+    fn few(wanted: &'a Wanted) -> Self {
+        Self { known: &wanted.known, request: &wanted.request, are: Are::Few }
+    }
+
+    /// What is to be done for the layer at `position`; `None` if there is none.
+    fn task(&self, position: usize, group: &Group) -> Option<Task> {
+        let layer = self.known.layers.get(position)?;
+        let is_parallel = self.are == Are::Parallel;
+        Some(Task {
+            source: self.known.source.clone(),
+            name: blob_name(&layer.descriptor, layer.diff_id, self.request),
+            is_parallel,
+            of_image: Arc::clone(if is_parallel { &group.of_image } else { &group.of_few }),
+            stop: Arc::clone(&group.stop),
+        })
+    }
 }
 
 fn run(opener: Opener, task: Task) -> impl FnOnce() -> Outcome + Send + 'static {

@@ -173,6 +173,29 @@ async fn layers_without_ztoc_come_whole() {
     check_tree(&rootfs.0, "v2-one-layer");
 }
 
+/// Layers that come whole are on their way before containerd asks for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_without_ztoc_are_begun_with_the_first_layer() {
+    if !can_mount() {
+        return;
+    }
+    let root = Root::new();
+    let registry = Registry::builder().start().unwrap();
+    let image = image(&registry, "v2-one-layer");
+    let (_node, mut containerd) = start(root.path(), "default").await;
+    let labels = Containerd::labels(&image, &image.layers[0]);
+    containerd.extract("", labels).await.unwrap().expect("the layer is shown");
+    let deadline = std::time::Instant::now() + crate::node::PATIENCE;
+    while image.layers[1..].iter().any(|layer| registry.stats().blob(&layer.blob).is_empty()) {
+        assert!(std::time::Instant::now() < deadline, "nobody asks for the other layers");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    containerd.pull(&image).await;
+    for layer in &image.layers[1..] {
+        assert_eq!(registry.stats().refetched_bytes(&layer.blob), 0, "one fetch is for all");
+    }
+}
+
 /// containerd unpacks images that nobody indexed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_without_index_is_left_to_containerd() {
