@@ -16,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use spanfs_fetch::{Blob, Layout, LayoutError, LayoutWriter, READERS_DEFAULT, ReadPool};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::Descriptor;
@@ -87,7 +88,8 @@ pub struct ContentStore {
 
 enum Place {
     Containerd(Containerd),
-    Layout(PathBuf),
+    /// Locked while it is opened: who comes second must not see half of one that is being made.
+    Layout(Mutex<PathBuf>),
 }
 
 impl ContentStore {
@@ -95,7 +97,7 @@ impl ContentStore {
     pub fn open(settings: &Settings, root: &Path, runtime: &Handle) -> io::Result<Self> {
         let pool = ReadPool::start(READERS_DEFAULT)?;
         let place = match settings.content_store {
-            config::ContentStore::Soci => Place::Layout(root.join("content")),
+            config::ContentStore::Soci => Place::Layout(Mutex::new(root.join("content"))),
             config::ContentStore::Containerd => {
                 let containerd = Containerd::new(&settings.containerd, runtime);
                 Place::Containerd(containerd.map_err(io::Error::other)?)
@@ -110,7 +112,7 @@ impl ContentStore {
         match &self.place {
             Place::Containerd(containerd) => containerd.find(name, &self.pool),
             Place::Layout(path) => {
-                let layout = Layout::directory(path, &self.pool).ok()?;
+                let layout = Layout::directory(&path.lock(), &self.pool).ok()?;
                 layout.blob(digest, *size).ok()
             }
         }
@@ -122,7 +124,7 @@ impl ContentStore {
         match &self.place {
             Place::Containerd(containerd) => containerd.put(name, file),
             Place::Layout(path) => {
-                let writer = LayoutWriter::open(path)?;
+                let writer = LayoutWriter::open(&path.lock())?;
                 match file {
                     _ if writer.has(&digest) => Ok(Kept::Yes),
                     None => Ok(Kept::Missing),
@@ -138,10 +140,11 @@ impl ContentStore {
     /// No snapshot needs the layer any more. containerd's garbage collector sees to its own store.
     pub fn forget(&self, layer: &Digest) {
         let Place::Layout(path) = &self.place else { return };
+        let path = path.lock();
         if !path.join("oci-layout").exists() {
             return;
         }
-        let removed = LayoutWriter::open(path).and_then(|writer| writer.remove_blob(layer));
+        let removed = LayoutWriter::open(&path).and_then(|writer| writer.remove_blob(layer));
         if let Err(error) = removed {
             tracing::warn!(%layer, %error, "a blob stays in the content store");
         }
