@@ -17,6 +17,9 @@ pub(super) struct Memo<K, T> {
     kept: fn(&T) -> Duration,
 }
 
+/// Work that somebody began.
+pub(super) struct Begun<T>(Arc<Slot<T>>);
+
 #[derive(Debug)]
 struct Slot<T> {
     outcome: Mutex<Option<(T, Instant)>>,
@@ -70,7 +73,17 @@ impl<K: Clone + Eq + Hash + Debug, T: Clone + Send + 'static> Memo<K, T> {
         is_wanted: impl Fn() -> bool,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NoOutcome> {
-        let slot = self.begin(key, ended, work)?;
+        let begun = self.start(key, ended, work)?;
+        self.wait(&begun, at_most, is_wanted)
+    }
+
+    /// The outcome of work that was begun, also one that is not kept.
+    pub(super) fn wait(
+        &self,
+        Begun(slot): &Begun<T>,
+        at_most: Duration,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<T, NoOutcome> {
         let until = Instant::now() + at_most;
         let mut outcome = slot.outcome.lock();
         while outcome.is_none() {
@@ -93,8 +106,8 @@ impl<K: Clone + Eq + Hash + Debug, T: Clone + Send + 'static> Memo<K, T> {
         key: &K,
         ended: T,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<(), NoOutcome> {
-        self.begin(key, ended, work).map(drop)
+    ) -> Result<Begun<T>, NoOutcome> {
+        self.begin(key, ended, work).map(Begun)
     }
 
     /// Forget an outcome.
@@ -267,6 +280,18 @@ mod tests {
     }
 
     #[test]
+    fn who_began_learns_also_what_is_not_kept() {
+        let memo = memo(4);
+        let begun = memo.start(&1, "ended", || "bad").unwrap();
+        let end = Instant::now() + LONG;
+        while begun.0.outcome.lock().is_none() {
+            assert!(Instant::now() < end, "it comes to no end");
+        }
+        memo.expire();
+        assert_eq!(memo.wait(&begun, LONG, || true), Ok("bad"));
+    }
+
+    #[test]
     fn the_oldest_outcome_gives_way_but_no_work_does() {
         let memo = memo(1);
         assert_eq!(memo.get(&1, LONG, "ended", || "one"), Ok("one"));
@@ -275,7 +300,7 @@ mod tests {
             let _told = wait.recv();
             "two"
         };
-        memo.start(&2, "ended", work).unwrap();
+        drop(memo.start(&2, "ended", work).unwrap());
         assert_eq!(memo.get(&3, LONG, "ended", || "three"), Err(NoOutcome::Full(1)));
         drop(go);
         assert_eq!(memo.get(&2, LONG, "ended", || "again"), Ok("two"));

@@ -16,7 +16,7 @@ use spanfs_layer::Digest;
 
 use super::catalog::Known;
 use super::find::Wanted;
-use super::memo::{Memo, NoOutcome};
+use super::memo::{Begun, Memo, NoOutcome};
 use super::open::Opener;
 use super::pull::{OfImage, Task, blob_name};
 use super::{Caller, LayerError, Request};
@@ -111,7 +111,8 @@ impl Wholes {
     pub(super) fn begin(&self, opener: &Opener, wanted: &Wanted) {
         if let [_, ..] = wanted.whole[..] {
             let waiting = self.enter(opener, &wanted.request.manifest);
-            self.start(opener, &Wants::few(wanted), &wanted.whole, &waiting.group);
+            let wants = Wants::few(wanted);
+            self.start(opener, &wants, &wanted.whole, wanted.position, &waiting.group);
         }
     }
 
@@ -125,14 +126,28 @@ impl Wholes {
         self.get(opener, &Wants::few(wanted), wanted.position, &wanted.whole, caller)
     }
 
-    /// The lower ones come first; what can't be begun now is begun when it is asked for.
-    fn start(&self, opener: &Opener, wants: &Wants<'_>, numbers: &[usize], group: &Group) {
-        for task in numbers.iter().map_while(|&number| wants.task(number, group)) {
+    /// Begin layers, the lower ones first; what can't be begun now is begun when it is asked for. The
+    /// one at `position`, if it is among them.
+    fn start(
+        &self,
+        opener: &Opener,
+        wants: &Wants<'_>,
+        numbers: &[usize],
+        position: usize,
+        group: &Group,
+    ) -> Option<Begun<Outcome>> {
+        let mut wanted = None;
+        for &number in numbers {
+            let task = wants.task(number, group)?;
             let digest = task.name.descriptor.digest;
-            if self.jobs.start(&digest, ended(), run(opener.clone(), task)).is_err() {
-                break;
+            let begun = self.jobs.start(&digest, ended(), run(opener.clone(), task)).ok();
+            match begun {
+                None => break,
+                begun if number == position => wanted = begun,
+                Some(_) => {}
             }
         }
+        wanted
     }
 
     fn get(
@@ -147,14 +162,18 @@ impl Wholes {
         loop {
             tries += 1;
             let mut waiting = self.enter(opener, &wants.request.manifest);
-            self.start(opener, wants, numbers, &waiting.group);
+            let begun = self.start(opener, wants, numbers, position, &waiting.group);
             let Some(task) = wants.task(position, &waiting.group) else {
                 unreachable!("the layer was found in its image");
             };
             let digest = task.name.descriptor.digest;
             let is_wanted = || !caller.is_gone();
             let run = run(opener.clone(), task);
-            let outcome = self.jobs.get_while(&digest, WHOLE_TIME_MAX, ended(), is_wanted, run);
+            let outcome = match begun {
+                // It may have failed already.
+                Some(begun) => self.jobs.wait(&begun, WHOLE_TIME_MAX, is_wanted),
+                None => self.jobs.get_while(&digest, WHOLE_TIME_MAX, ended(), is_wanted, run),
+            };
             if outcome.is_ok() {
                 self.jobs.forget(&digest);
             }
