@@ -320,11 +320,15 @@ async fn blobs_of_small_layers_are_kept_with_them() {
     let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
     let image = pull::image(&registry, "v2");
     let settings = "[snapshotter]\nmin_layer_size = 1000000000\n";
-    let (_node, mut containerd) = start_with(root.path(), "default", settings).await;
+    let (node, mut containerd) = start_with(root.path(), "default", settings).await;
     containerd.pull(&image).await;
     let blobs = root.path().join("state/content/blobs/sha256");
     let has = |layer: &Layer| blobs.join(layer.blob.hex().to_string()).exists();
-    assert!(image.layers.iter().all(has));
+    let missing = image.layers.iter().filter(|layer| !has(layer)).count();
+    if missing > 0 {
+        node.signal("TERM");
+        panic!("{missing} blobs are missing: {}", node.wait().1);
+    }
     containerd.collect_garbage().await;
     wait_until("the end of the blobs", || !image.layers.iter().any(has)).await;
 }
@@ -401,16 +405,16 @@ async fn a_layer_that_is_not_what_was_promised_is_refused_and_leaves_nothing() {
         let layer = image.layers[0].blob.to_string();
         assert!(status.message().contains(&layer), "{what}: {status}");
     }
-    // A byte that is wrong on the way is found by the digest, and the next try has the right one.
+    // A byte that is wrong on the way is found by the digest; what is wrong once is read again.
     let image = put(&registry, "right", &[right]);
     let layer = image.layers[0].blob.to_string();
-    let rule = Rule::get(layer, Nth::Only(0), Fault::Flip { at: 1000 });
-    registry.set_faults(Faults::script([rule]));
+    let flip = |nth| Faults::script([Rule::get(layer.clone(), nth, Fault::Flip { at: 1000 })]);
+    registry.set_faults(flip(Nth::Every));
     let labels = || Containerd::labels(&image, &image.layers[0]);
     let status = containerd.extract("", labels()).await.map(drop).unwrap_err();
-    assert!(status.message().contains("its blob has digest"), "{status}");
+    assert!(status.message().contains(&layer), "{status}");
     assert!(snapshot_files(root.path()).is_empty(), "nothing stays of what failed");
-    registry.set_faults(Faults::none());
+    registry.set_faults(flip(Nth::Only(0)));
     containerd.extract("", labels()).await.unwrap().expect("containerd need not unpack it");
     containerd.collect_garbage().await;
 }
