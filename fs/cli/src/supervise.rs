@@ -85,14 +85,17 @@ pub(crate) fn supervise(directory: &Path, state: &Path) -> Result<ExitCode, Fail
             }
             End::Told(_) => {
                 mount.give_up()?;
+                mount.forget()?;
                 return Ok(ExitCode::SUCCESS);
             }
             End::Ended(status) => status,
         };
         if !mount.is_recorded() {
             tracing::info!(%status, "the server is gone, and nobody can go on");
-            let has_ended = mount.record.is_some();
-            if has_ended { mount.forget() } else { mount.give_up() }?;
+            if mount.record.is_none() {
+                mount.give_up()?;
+            }
+            mount.forget()?;
             return Ok(ExitCode::SUCCESS);
         }
         short_lives = if is_wasted(status, born.elapsed()) { short_lives + 1 } else { 0 };
@@ -161,23 +164,32 @@ impl Supervised<'_> {
         self.record.as_ref().is_some_and(|record| record.exists())
     }
 
-    /// End it: nobody serves it, and its readers wait for somebody who does.
+    /// End it: nobody serves it, and its readers wait for somebody who does. Its log and its socket stay,
+    /// to say why it ended, until somebody unmounts it.
     fn give_up(&self) -> Result<(), Failure> {
         held::end(self.directory, self.state)?;
         let attempted = || format!("ending the mount in {}", self.directory.display());
         leftover::unmount(self.directory).map_err(|error| Failure::io(attempted(), &error))?;
-        self.forget()
+        remove(&runtime::pinned(self.directory)?)
     }
 
-    /// Nobody needs to know what its image was. Its log stays, as it says why it ended.
+    /// It has ended as it was to: nothing is to be left of it.
     fn forget(&self) -> Result<(), Failure> {
-        let pinned = runtime::pinned(self.directory)?;
-        match std::fs::remove_file(&pinned) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Failure::io(format!("removing {}", pinned.display()), &error))
-            }
-            _ => Ok(()),
+        let records = MounterOptions::new(self.state).records();
+        if record::find(&records, self.directory).is_ok_and(|another| another.is_some()) {
+            return Ok(()); // It was mounted anew meanwhile.
         }
+        let left = [runtime::pinned, runtime::log, runtime::socket];
+        left.iter().try_for_each(|path| remove(&path(self.directory)?))
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::io(format!("removing {}", path.display()), &error))
+        }
+        _ => Ok(()),
     }
 }
 

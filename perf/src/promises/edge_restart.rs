@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::Advice;
 use rustix::process::{Pid, Signal, kill_process};
-use spanfs_registry::Link;
+use spanfs_registry::{Link, Registry};
 
 use super::daemon::{Daemon, Pull, runtime};
 use super::{indexed_image, serve};
@@ -23,11 +23,29 @@ const FILES: usize = 40;
 const FILE_BYTES: usize = 1 << 20;
 const READERS: usize = 4;
 const TIMES: usize = 100;
-/// Readers go on for so long between two of them.
+/// Readers go on for so long between two restarts.
 const EVERY: Duration = Duration::from_millis(200);
+/// And between two kills: a mount whose servers live shorter than 300 ms is given up.
+const KILL_EVERY: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
+/// `edge-kill`.
+pub(super) fn kill(lab: &Lab, report: &mut Report) -> Result<()> {
+    let (_, (_registry, reference)) = image(lab)?;
+    let pauses = killed(lab, &reference)?;
+    tell(report, "edge-kill", "kill -9, standalone, inode front", pauses)
+}
+
+/// `edge-restart`.
+pub(super) fn restart(lab: &Lab, report: &mut Report) -> Result<()> {
+    let (layout, (_registry, reference)) = image(lab)?;
+    let pauses = restarted(lab, &layout, &reference)?;
+    let what = "planned restart of the daemon, EROFS over one-file FUSE";
+    tell(report, "edge-restart", what, pauses)
+}
+
+/// The image, and where it is served.
+fn image(lab: &Lab) -> Result<(PathBuf, (Registry, String))> {
     let holder = lab.spanfs.with_file_name("spanfs-hold");
     ensure!(
         holder.exists(),
@@ -41,15 +59,16 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         }
         Ok([layer])
     })?;
-    let (registry, reference) = serve(&layout, Link::UNLIMITED)?;
-    let pauses = killed(lab, &reference)?;
-    tell(report, "kill -9, standalone, inode front", pauses)?;
-    let pauses = restarted(lab, &layout, &reference)?;
-    drop(registry);
-    tell(report, "planned restart of the daemon, EROFS over one-file FUSE", pauses)
+    let served = serve(&layout, Link::UNLIMITED)?;
+    Ok((layout, served))
 }
 
-fn tell(report: &mut Report, what: &str, mut pauses: Vec<f64>) -> Result<()> {
+fn tell(
+    report: &mut Report,
+    promise: &'static str,
+    what: &str,
+    mut pauses: Vec<f64>,
+) -> Result<()> {
     pauses.sort_by(f64::total_cmp);
     let at = |part: f64| pauses[((pauses.len() - 1) as f64 * part).round() as usize];
     for (figure, value, goal) in [
@@ -58,7 +77,7 @@ fn tell(report: &mut Report, what: &str, mut pauses: Vec<f64>) -> Result<()> {
         ("longest", at(1.0), Goal::None),
     ] {
         let what = format!("pause of readers, {what}, {figure} of {TIMES}");
-        report.row(&Row { promise: "edge-restart", what, value, unit: "ms", goal })?;
+        report.row(&Row { promise, what, value, unit: "ms", goal })?;
     }
     Ok(())
 }
@@ -68,7 +87,7 @@ fn killed(lab: &Lab, reference: &str) -> Result<Vec<f64>> {
     let dir = lab.dir("restart")?;
     let options = ["--front", "inode", "--no-background"];
     let mounted = Mounted::new(lab, &dir, reference, &options)?;
-    pauses(Readers::of(&mounted.root, None)?, || {
+    pauses(Readers::of(&mounted.root, None)?, KILL_EVERY, || {
         let pid = Pid::from_raw(i32::try_from(mounted.pid()?)?).context("no process")?;
         Ok(kill_process(pid, Signal::KILL)?)
     })
@@ -86,17 +105,21 @@ fn restarted(lab: &Lab, layout: &Path, reference: &str) -> Result<Vec<f64>> {
     let layer = parts.map(|part| part.path().join("file-0/layer")).find(|path| path.exists());
     let layer = File::open(layer.context("the layer is not served by FUSE")?)?;
     let root = state.join("snapshotter/snapshots/1/fs");
-    pauses(Readers::of(&root, Some(layer))?, || daemon.restart())
+    pauses(Readers::of(&root, Some(layer))?, EVERY, || daemon.restart())
 }
 
 /// The longest read around each time, in milliseconds.
-fn pauses(readers: Readers, mut interrupt: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+fn pauses(
+    readers: Readers,
+    every: Duration,
+    mut interrupt: impl FnMut() -> Result<()>,
+) -> Result<Vec<f64>> {
     std::thread::scope(|scope| {
         for reader in 0..READERS {
             let readers = &readers;
             scope.spawn(move || readers.read(reader));
         }
-        let outcome = (0..TIMES).map(|_| readers.pause_at(&mut interrupt)).collect();
+        let outcome = (0..TIMES).map(|_| readers.pause_at(every, &mut interrupt)).collect();
         readers.stop.store(true, Ordering::Relaxed);
         outcome
     })
@@ -150,8 +173,8 @@ impl Readers {
         Ok(())
     }
 
-    fn pause_at(&self, interrupt: &mut impl FnMut() -> Result<()>) -> Result<f64> {
-        std::thread::sleep(EVERY / 2);
+    fn pause_at(&self, every: Duration, interrupt: &mut impl FnMut() -> Result<()>) -> Result<f64> {
+        std::thread::sleep(every / 2);
         self.longest_us.store(0, Ordering::Relaxed);
         interrupt()?;
         let (before, until) = (self.count.load(Ordering::Relaxed), Instant::now() + PATIENCE);
@@ -162,7 +185,7 @@ impl Readers {
             ensure!(Instant::now() < until, "readers hang");
             std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(EVERY / 2);
+        std::thread::sleep(every / 2);
         Ok(self.longest_us.load(Ordering::Relaxed) as f64 / 1000.0)
     }
 }

@@ -27,7 +27,7 @@ use crate::subject::{self, Places, Subject};
 
 type Promise = fn(&Lab, &mut Report) -> Result<()>;
 
-const PROMISES: [(&str, Promise); 15] = [
+const PROMISES: [(&str, Promise); 16] = [
     ("first-byte", first_byte::run),
     ("sequential", sequential::run),
     ("readers", readers::run),
@@ -42,7 +42,8 @@ const PROMISES: [(&str, Promise); 15] = [
     ("daemon-calls", daemon::calls),
     ("daemon-prepare", daemon::prepare),
     ("daemon-memory", daemon::memory),
-    ("edge-restart", edge_restart::run),
+    ("edge-kill", edge_restart::kill),
+    ("edge-restart", edge_restart::restart),
 ];
 
 /// Check the named promises, or all.

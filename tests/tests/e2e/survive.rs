@@ -199,9 +199,11 @@ fn a_supervisor_that_is_told_to_end_ends_the_mount() {
         return;
     }
     for front in ["erofs", "inode"] {
-        let (_scratch, root, supervisor) = with_a_waiting_successor(front);
+        let (scratch, root, supervisor) = with_a_waiting_successor(front);
         kill_process(supervisor, Signal::TERM).expect("kill");
         wait_for_end(supervisor);
+        let status = scratch.spanfs().args(["status"]).arg(&root).output().expect("spanfs starts");
+        assert_eq!(status.status.code(), Some(3), "nothing is left to tell of: {status:?}");
         assert!(fs::read_dir(&root).expect("it is empty").next().is_none());
     }
 }
