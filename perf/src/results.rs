@@ -120,6 +120,9 @@ pub(crate) struct Figures {
     pub(crate) link: LinkUse,
     /// By component: snapshotter, containerd, workload.
     pub(crate) usage: BTreeMap<String, Usage>,
+    /// CPU seconds of all of them until ready; files of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_until_ready: Option<f64>,
     /// Bytes, by component.
     pub(crate) rss_peak: BTreeMap<String, u64>,
     /// Bytes that containerd and the snapshotter had the kernel write.

@@ -76,7 +76,8 @@ fn pieces(figures: &Figures) -> Vec<Piece> {
 /// Lets a fleet start what `figures` was measured of one node.
 pub(crate) fn simulate(figures: &Figures, fleet: &Fleet) -> Outcome {
     let mut pieces = pieces(figures);
-    let cpu: f64 = figures.usage.values().map(crate::cgroup::Usage::cpu).sum();
+    let of_all = || figures.usage.values().map(crate::cgroup::Usage::cpu).sum();
+    let cpu: f64 = figures.cpu_until_ready.unwrap_or_else(of_all);
     if let Some(cores) = fleet.shared_cores {
         // All starts together want so many cores; where they are more than there are, all wait.
         let wanted = fleet.nodes as f64 * cpu / figures.ready.max(1e-3);
@@ -316,5 +317,8 @@ mod tests {
         figures.usage.insert("workload".to_owned(), usage);
         let fleet = Fleet { shared_cores: Some(2.0), ..fleet(4, 1e9) };
         assert!((simulate(&figures, &fleet).p50 - 6.0).abs() < 1e-6);
+        // What the program does once it is ready is waited for by nobody.
+        figures.cpu_until_ready = Some(1.5);
+        assert!((simulate(&figures, &fleet).p50 - 3.0).abs() < 1e-6);
     }
 }
