@@ -24,6 +24,8 @@ enum Part {
 pub(super) struct Head {
     part: Part,
     flags: u8,
+    /// The byte before.
+    before: u8,
     extra_len: u16,
     /// CRC-32 of the bytes so far.
     crc: u32,
@@ -32,7 +34,7 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn new() -> Self {
-        Self { part: Part::Fixed(0), flags: 0, extra_len: 0, crc: 0, found_crc: 0 }
+        Self { part: Part::Fixed(0), flags: 0, before: 0, extra_len: 0, crc: 0, found_crc: 0 }
     }
 
     /// Take one byte; `true` if it was the header's last.
@@ -73,14 +75,15 @@ impl Head {
     }
 
     fn fixed(&mut self, at: u8, byte: u8) -> Result<Option<Part>, BadStream> {
-        match (at, byte) {
-            (0, 0x1f) | (1, 0x8b) | (2, 8) => {}
-            (0 | 1, _) => return Err(BadStream("incorrect header check")),
-            (2, _) => return Err(BadStream("unknown compression method")),
-            (3, flags) if flags & RESERVED != 0 => {
+        // Two bytes at a time, so that a header cut short is judged as zlib judges it.
+        let pair = [std::mem::replace(&mut self.before, byte), byte];
+        match (at, pair) {
+            (1, pair) if pair != [0x1f, 0x8b] => return Err(BadStream("incorrect header check")),
+            (3, [method, _]) if method != 8 => return Err(BadStream("unknown compression method")),
+            (3, [_, flags]) if flags & RESERVED != 0 => {
                 return Err(BadStream("unknown header flags set"));
             }
-            (3, flags) => self.flags = flags,
+            (3, [_, flags]) => self.flags = flags,
             _ => {}
         }
         Ok(match at {

@@ -88,10 +88,8 @@ enum State {
         distance: usize,
     },
     BlockEnd,
-    Trailer {
-        at: u32,
-        crc: u32,
-    },
+    TrailerCrc,
+    TrailerLen,
 }
 
 impl Inflate {
@@ -221,25 +219,25 @@ impl Inflate {
             }
             State::BlockEnd if self.is_last => {
                 self.bits.drop(self.bits.count % 8);
-                State::Trailer { at: 0, crc: 0 }
+                State::TrailerCrc
             }
             State::BlockEnd => {
                 self.state = State::BlockHead;
                 return Ok(Some(Pause::Block));
             }
-            State::Trailer { at: 0, .. } => {
+            State::TrailerCrc => {
                 let Some(crc) = self.bits.take(32, input) else {
                     return Ok(Some(Pause::NeedsInput));
                 };
-                State::Trailer { at: 1, crc }
+                if crc != self.crc {
+                    return Err(BadStream("incorrect data check"));
+                }
+                State::TrailerLen
             }
-            State::Trailer { crc, .. } => {
+            State::TrailerLen => {
                 let Some(len) = self.bits.take(32, input) else {
                     return Ok(Some(Pause::NeedsInput));
                 };
-                if *crc != self.crc {
-                    return Err(BadStream("incorrect data check"));
-                }
                 if len != self.len as u32 {
                     return Err(BadStream("incorrect length check"));
                 }

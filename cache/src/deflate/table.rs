@@ -103,7 +103,7 @@ pub(super) const LENGTH_CODE_ENTRIES: [u32; 19] = {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gaps {
     Never,
-    /// A lone code of one bit, or no code at all.
+    /// A lone code of one bit.
     Lone,
 }
 
@@ -130,7 +130,8 @@ pub(super) fn fill<const N: usize>(
         }
     }
     if left > 0 {
-        if gaps == Gaps::Never || len_max > 1 {
+        // As zlib has it, no code at all is no fault before it is used: each bit stands for symbol 0.
+        if len_max > 1 || gaps == Gaps::Never && len_max == 1 {
             return Err(bad);
         }
         table.fill(BAD | 1);

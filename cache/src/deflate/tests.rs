@@ -131,7 +131,15 @@ fn headers_are_read_as_zlib_reads_them() {
             }
         }
     }
-    for blob in [&[0x1f][..], &[0x1f, 0x8c], &[0x1e, 0x8b], &[0x1f, 0x8b, 9, 0], &[]] {
+    for blob in [
+        &[0x1f][..],
+        &[0x1f, 0x8c],
+        &[0x1e],
+        &[0x1e, 0x8b],
+        &[0x1f, 0x8b, 9],
+        &[0x1f, 0x8b, 9, 0],
+        &[],
+    ] {
         assert_same(blob, 1, 1000);
     }
 }
