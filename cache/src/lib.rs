@@ -11,6 +11,7 @@ mod content;
 mod crc;
 mod deflate;
 mod error;
+pub mod fuzz;
 mod gather;
 pub mod inflate;
 mod journal;

@@ -13,7 +13,8 @@ use spanfs_layer::{Record, SpanTable, Ztoc, erofs};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
+    ("gzip", gzip),
     ("tar", tar),
     ("ztoc", ztoc),
     ("zinfo", zinfo),
@@ -49,6 +50,25 @@ pub fn tar(bytes: &[u8]) {
     if let Ok(index) = erofs::write(&tree, &[device]) {
         let reader = erofs::Reader::new(&index.bytes).expect("our own index is read");
         reader.inode(reader.root()).expect("our own root is read");
+    }
+}
+
+/// Where the decoders are cut off, each after what it had in hand.
+const BOMB_LEN: usize = 4 << 20;
+
+/// Decoder of gzip layers: pieces and room make no difference, and zlib sees the same in it.
+pub fn gzip(bytes: &[u8]) {
+    use spanfs_cache::fuzz::{gunzip, gunzip_by_zlib};
+    let (whole, zlib) = (gunzip(bytes, usize::MAX, 1 << 20), gunzip_by_zlib(bytes));
+    let pieces = gunzip(bytes, 1 + bytes.len() % 600, 1 + bytes.len() % 5000);
+    // How much comes out before a fault is found is nobody's business.
+    let len = whole.bytes.len().min(pieces.bytes.len()).min(zlib.bytes.len());
+    for other in [&pieces, &zlib] {
+        assert!(whole.bytes[..len] == other.bytes[..len], "other bytes");
+        if len < BOMB_LEN {
+            assert_eq!(whole.is_bad, other.is_bad, "another verdict");
+            assert!(whole.is_bad || whole.bytes.len() == other.bytes.len(), "another length");
+        }
     }
 }
 
