@@ -15,7 +15,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -276,7 +276,9 @@ fn send(
         assert!(fits, "room for one descriptor was made");
     }
     let flags = flags | SendFlags::NOSIGNAL;
-    rustix::net::sendmsg(connection, &[IoSlice::new(&bytes)], &mut control, flags)?;
+    let bytes = [IoSlice::new(&bytes)];
+    // With a deadline on the socket, a process that was stopped and goes on is interrupted.
+    retry_on_intr(|| rustix::net::sendmsg(connection, &bytes, &mut control, flags))?;
     Ok(())
 }
 
@@ -286,7 +288,8 @@ fn receive(connection: &OwnedFd) -> io::Result<(Reply, Option<OwnedFd>)> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::net::recvmsg(connection, &mut parts, &mut control, flags)?;
+    let mut take = || rustix::net::recvmsg(connection, &mut parts, &mut control, flags);
+    let received = retry_on_intr(&mut take)?;
     let rights = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(rights) => Some(rights),
         _ => None,
