@@ -102,6 +102,7 @@ fn one_layer_is_shown_alone_with_its_whiteouts() {
     let report = run(scratch.spanfs().args(["--json", "inspect", &image]));
     let report: Value = serde_json::from_str(&report).expect("JSON");
     let layers = report["layers"].as_array().expect("layers");
+    let golden = trees::golden();
     let mut whiteouts = 0;
     for (number, layer) in layers.iter().enumerate() {
         let digest = layer["digest"].as_str().expect("digest");
@@ -118,7 +119,12 @@ fn one_layer_is_shown_alone_with_its_whiteouts() {
         let listed = run(Command::new("tar").arg("-tzf").arg(&blob));
         let listed: Vec<&str> = listed.lines().map(|it| it.trim_matches(&['.', '/'][..])).collect();
         let implied = |path: &Path| !listed.contains(&path.to_str().expect("text"));
-        let expected = look(&extracted);
+        let mut expected = look(&extracted);
+        // tar leaves a file as its first header says, the image has the last one decide.
+        for (path, seen) in expected.iter_mut().filter(|(_, seen)| seen.nlink > 1) {
+            let of_image = &golden[path];
+            (seen.mode, seen.owner, seen.mtime) = (of_image.mode, of_image.owner, of_image.mtime);
+        }
         for front in ["erofs", "inode"] {
             let root = scratch.mount(&image, &["--front", front, "--layer", digest]);
             let mut found = look(&root);
