@@ -32,6 +32,8 @@ pub(crate) struct Cell<'a> {
     pub(crate) requests: f64,
     pub(crate) connections: f64,
     pub(crate) cpu: f64,
+    /// The same for each compressed gigabyte of the image.
+    pub(crate) cpu_per_gigabyte: f64,
     pub(crate) cpu_workload: f64,
     pub(crate) rss: f64,
     pub(crate) disk: f64,
@@ -82,6 +84,8 @@ pub(crate) fn cells(results: &Results) -> Vec<Cell<'_>> {
                 requests: of(&|it| it.link.requests as f64),
                 connections: of(&|it| it.link.connections as f64),
                 cpu: of(&|it| Metric::Cpu.of(it, 0.0)),
+                cpu_per_gigabyte: of(&|it| Metric::Cpu.of(it, 0.0)) * 1e9
+                    / workload.compressed_bytes.max(1) as f64,
                 cpu_workload: of(&|it| {
                     it.usage.get("workload").map_or(0.0, crate::cgroup::Usage::cpu)
                 }),
@@ -114,7 +118,7 @@ pub(crate) fn summary(results: &Results) -> Result<String> {
                 "ready": cell.ready.map(|it| [it.low, it.value, it.high]), "pull": cell.pull,
                 "penalty": cell.penalty, "steady": cell.steady, "bytes_until_ready": cell.bytes_until_ready,
                 "bytes": cell.bytes, "requests": cell.requests, "connections": cell.connections,
-                "cpu": cell.cpu, "cpu_workload": cell.cpu_workload, "rss": cell.rss, "disk": cell.disk,
+                "cpu": cell.cpu, "cpu_per_gigabyte": cell.cpu_per_gigabyte, "cpu_workload": cell.cpu_workload, "rss": cell.rss, "disk": cell.disk,
                 "written": cell.written, "fuse_requests": cell.fuse_requests, "shown_by": cell.shown_by, "error": cell.error,
             })
         })

@@ -269,7 +269,8 @@ fn stalls(html: &mut String, results: &Results) {
 
 fn figures(html: &mut String, cells: &[Cell<'_>]) {
     *html += "<h2>Every figure</h2>\n<p>Medians of the runs that count. CPU seconds are those of \
-              snapshotter and containerd together, then of the workload; RSS is the sum of both \
+              snapshotter and containerd together, in all and for each compressed gigabyte of the \
+              image, then of the workload; RSS is the sum of both \
               daemons' peaks.</p>\n<div class=\"scroll\"><table><thead><tr>";
     for title in [
         "workload",
@@ -285,6 +286,7 @@ fn figures(html: &mut String, cells: &[Cell<'_>]) {
         "requests",
         "connections",
         "CPU s",
+        "CPU s/GB",
         "workload CPU s",
         "RSS MB",
         "disk MB",
@@ -323,6 +325,7 @@ fn figures(html: &mut String, cells: &[Cell<'_>]) {
             format!("{:.0}", cell.requests),
             format!("{:.0}", cell.connections),
             format!("{:.2}", cell.cpu),
+            format!("{:.1}", cell.cpu_per_gigabyte),
             format!("{:.2}", cell.cpu_workload),
             format!("{:.0}", cell.rss / 1e6),
             format!("{:.0}", cell.disk / 1e6),

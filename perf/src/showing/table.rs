@@ -13,7 +13,7 @@ pub(crate) fn table(results: &Results) -> String {
     }
     let _ = writeln!(
         text,
-        "{:<12} {:<24} {:>5} {:>7} {:>15} {:>7} {:>8} {:>7} {:>8} {:>6} {:>7}",
+        "{:<12} {:<24} {:>5} {:>7} {:>15} {:>7} {:>8} {:>7} {:>8} {:>6} {:>8} {:>7}",
         "workload",
         "subject",
         "runs",
@@ -24,6 +24,7 @@ pub(crate) fn table(results: &Results) -> String {
         "steady",
         "MB",
         "CPU s",
+        "CPU s/GB",
         "RSS MB"
     );
     for cell in cells(results) {
@@ -31,7 +32,7 @@ pub(crate) fn table(results: &Results) -> String {
         let _ = match (cell.ready, cell.error) {
             (Some(ready), _) => writeln!(
                 text,
-                "{:>5} {:>7.2} {:>15} {:>7.2} {:>8} {:>7} {:>8.1} {:>6.2} {:>7.0}{}",
+                "{:>5} {:>7.2} {:>15} {:>7.2} {:>8} {:>7} {:>8.1} {:>6.2} {:>8.1} {:>7.0}{}",
                 cell.runs,
                 ready.value,
                 format!("{:.2} .. {:.2}", ready.low, ready.high),
@@ -40,6 +41,7 @@ pub(crate) fn table(results: &Results) -> String {
                 seconds(cell.steady),
                 cell.bytes_until_ready / 1e6,
                 cell.cpu,
+                cell.cpu_per_gigabyte,
                 cell.rss / 1e6,
                 if cell.disturbed > 0 {
                     format!("  {} disturbed", cell.disturbed)

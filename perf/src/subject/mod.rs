@@ -87,7 +87,7 @@ pub(crate) struct Places {
 type Find = fn(&Places) -> Result<Subject>;
 
 /// Every subject in the order of reports. One that is not here says why.
-const ALL: [(&str, Find); 14] = [
+const ALL: [(&str, Find); 15] = [
     ("overlayfs-1.6", containerd::overlayfs_one),
     ("overlayfs", containerd::overlayfs),
     ("overlayfs-parallel", containerd::overlayfs_parallel),
@@ -97,6 +97,7 @@ const ALL: [(&str, Find); 14] = [
     ("soci-parallel-unpigz", peers::soci_parallel_unpigz),
     ("stargz", peers::stargz),
     ("spanfs-parallel", spanfs::parallel),
+    ("spanfs-files", spanfs::files),
     ("spanfs-parallel-one", spanfs::parallel_one),
     ("spanfs-lazy", spanfs::lazy),
     ("spanfs-lazy-no-prefetch", spanfs::lazy_no_prefetch),

@@ -71,6 +71,14 @@ pub(super) fn parallel(places: &Places) -> Result<Subject> {
     ours(places, Ours { name, settings, config, form: Form::Plain, knows_trace: false })
 }
 
+/// The same where EROFS can't be had.
+pub(super) fn files(places: &Places) -> Result<Subject> {
+    let (name, settings) =
+        ("spanfs-files", ", parallel as spanfs-parallel, layers unpacked to files");
+    let config = format!("{PARALLEL}[spanfs]\nfront = \"files\"\n");
+    ours(places, Ours { name, settings, config, form: Form::Plain, knows_trace: false })
+}
+
 /// A layer over one connection: a promise broken on purpose where each gets a share of the link.
 pub(super) fn parallel_one(places: &Places) -> Result<Subject> {
     let (name, settings) =
