@@ -23,7 +23,7 @@ const DEAD: [(&str, &str); 2] = [
 ];
 
 /// Keys that the peer reads and that mean nothing here.
-const WITHOUT_EFFECT: [(&str, &str); 30] = [
+const WITHOUT_EFFECT: [(&str, &str); 29] = [
     ("http_cache_type", "the peer does not use it either"),
     ("filesystem_cache_type", "spans are kept in layer files"),
     ("resolve_result_entry", "resolved layers are kept as long as they are mounted"),
@@ -56,7 +56,6 @@ const WITHOUT_EFFECT: [(&str, &str); 30] = [
     ("prefetch.max_concurrency", "the fetcher has its own limits, and yields to who waits"),
     ("resolver.auth_client_ttl_sec", "logins are asked for with every token"),
     ("resolver.enable_auth_client_sharing", "tokens are shared as far as their scope allows"),
-    ("snapshotter.allow_invalid_mounts_on_restart", "a layer that is lost never stops the start"),
 ];
 
 /// What a file says.

@@ -47,6 +47,20 @@ pub enum LayerError {
     /// The layer is not what its image promises.
     #[error("{0}")]
     Corrupt(String),
+    /// What an earlier process showed can't come back.
+    #[error(
+        "{count} layers can't be restored, the first that of snapshot {id}: {reason}; with \
+         snapshotter.allow_invalid_mounts_on_restart = true the start goes on without them, and \
+         their snapshots can be removed"
+    )]
+    Lost {
+        /// The first one's snapshot.
+        id: u64,
+        /// Why.
+        reason: String,
+        /// All of them.
+        count: usize,
+    },
     /// It was asked for together with others, and that failed.
     #[error("{0}")]
     Whole(String),

@@ -83,6 +83,8 @@ pub struct Layers {
     background: Background,
     /// Lazy layers end as blobs in the content store, too.
     completes_blobs: bool,
+    /// A start goes on without layers that can't come back.
+    allows_losses: bool,
     live: RwLock<Live>,
     /// Mirrors of the settings file, as the fetcher reads them.
     hosts: PathBuf,
@@ -169,6 +171,7 @@ impl Layers {
             unpacks,
             background,
             completes_blobs: settings.complete_blobs,
+            allows_losses: settings.allow_invalid_mounts,
             live: RwLock::new(Live::of(settings)),
             hosts,
             catalog: Catalog::new(

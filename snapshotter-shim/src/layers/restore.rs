@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use spanfs::image::Ztoc;
 use spanfs_fetch::{Class, ImageRef};
 use spanfs_layer::Digest;
@@ -26,8 +27,9 @@ const RESTORE_THREADS: usize = 8;
 impl Layers {
     /// Bring back what earlier processes showed: `places` level by level, the lowest layers first.
     /// Returns after about a minute at the latest; what is not back then comes later, or when it is
-    /// needed.
-    pub fn restore(self: &Arc<Self>, places: Vec<Vec<Place>>) {
+    /// needed. Fails, once all were tried, if one can't come back and the settings don't allow that.
+    pub fn restore(self: &Arc<Self>, places: Vec<Vec<Place>>) -> Result<(), LayerError> {
+        let lost: Arc<Mutex<Vec<(u64, String)>>> = Arc::default();
         for place in places.iter().flatten() {
             match Note::read(&place.directory) {
                 Ok(None) => {}
@@ -35,13 +37,14 @@ impl Layers {
                 Err(error) => {
                     let id = place.id;
                     tracing::error!(id, %error, "a layer is lost: its note can't be read");
+                    self.registry.lose(id, format!("its note can't be read: {error}"));
                 }
             }
         }
         let (done, wait) = std::sync::mpsc::channel();
-        let layers = Arc::clone(self);
+        let (layers, losing) = (Arc::clone(self), Arc::clone(&lost));
         let run = move || {
-            places.iter().for_each(|level| layers.restore_level(level));
+            places.iter().for_each(|level| layers.restore_level(level, &losing));
             // Of removed snapshots, or broken ones: nobody will ever serve them.
             layers.inheritance.discard();
             layers.prefetch_all();
@@ -49,14 +52,23 @@ impl Layers {
             let _nobody_waits = done.send(());
         };
         if let Err(error) = std::thread::Builder::new().name("restore".to_owned()).spawn(run) {
-            return tracing::error!(%error, "layers come back only when they are needed");
+            tracing::error!(%error, "layers come back only when they are needed");
+            return Ok(());
         }
         if wait.recv_timeout(RESTORE_TIME_MAX).is_err() {
             tracing::warn!("layers are still coming back after {RESTORE_TIME_MAX:?}");
         }
+        let lost = lost.lock();
+        match lost.first() {
+            Some((id, reason)) if !self.allows_losses => {
+                let (id, reason, count) = (*id, reason.clone(), lost.len());
+                Err(LayerError::Lost { id, reason, count })
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn restore_level(&self, level: &[Place]) {
+    fn restore_level(&self, level: &[Place], lost: &Mutex<Vec<(u64, String)>>) {
         let next = AtomicUsize::new(0);
         let run = || {
             while let Some(place) = level.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -65,8 +77,10 @@ impl Layers {
                     tracing::error!(
                         id,
                         error,
-                        "failed to restore remote snapshot; it is tried again when it is needed"
+                        "failed to restore remote snapshot {id}; remove this snapshot manually, unless \
+                         it comes back when it is needed"
                     );
+                    lost.lock().push((id, error));
                 }
             }
         };

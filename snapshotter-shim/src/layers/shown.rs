@@ -92,6 +92,8 @@ struct Entry {
 #[derive(Default)]
 pub(super) struct Registry {
     entries: Mutex<HashMap<u64, Entry>>,
+    /// Snapshots of layers of which nobody knows any more what they were, and why.
+    lost: Mutex<HashMap<u64, String>>,
     /// Snapshots whose mount somebody is about to change.
     busy: Mutex<HashSet<u64>>,
     free: Condvar,
@@ -135,6 +137,11 @@ impl Registry {
         self.entries.lock().entry(id).or_insert(Entry { note, shown: None });
     }
 
+    /// What a snapshot was to show is not known any more: nobody is to take its directory for it.
+    pub(super) fn lose(&self, id: u64, reason: String) {
+        self.lost.lock().insert(id, reason);
+    }
+
     pub(super) fn show(&self, id: u64, note: Arc<Note>, shown: Shown) {
         let old = self.entries.lock().insert(id, Entry { note, shown: Some(shown) });
         assert!(old.is_none_or(|old| old.shown.is_none()), "snapshot {id} is shown twice");
@@ -159,7 +166,10 @@ impl Registry {
     /// `age`: how long a layer is shown before its mount is changed.
     pub(super) fn state(&self, id: u64, age: Duration) -> State {
         let entries = self.entries.lock();
-        let Some(Entry { note, shown }) = entries.get(&id) else { return State::Ordinary };
+        let Some(Entry { note, shown }) = entries.get(&id) else {
+            let lost = self.lost.lock().get(&id).cloned();
+            return lost.map_or(State::Ordinary, State::Corrupt);
+        };
         let Some(shown) = shown else { return State::Noted(Arc::clone(note)) };
         match shown.spans.as_ref().map(|spans| spans.status().verification) {
             Some(Verification::Failed(reason)) => State::Corrupt(reason),
@@ -290,6 +300,7 @@ impl Registry {
 
     /// Take away all but the snapshots that are wanted.
     pub(super) fn retain(&self, is_wanted: impl Fn(u64) -> bool) {
+        self.lost.lock().retain(|id, _| is_wanted(*id));
         let gone: Vec<(u64, Entry)> =
             self.entries.lock().extract_if(|id, _| !is_wanted(*id)).collect();
         for (id, entry) in gone {

@@ -90,8 +90,12 @@ impl Snapshotter {
             cleaning: Mutex::default(),
             mapped: Mutex::default(),
         };
-        if let Some(layers) = &snapshotter.layers {
-            layers.restore(snapshotter.levels());
+        if let Some(layers) = &snapshotter.layers
+            && let Err(error) = layers.restore(snapshotter.levels())
+        {
+            // What came back is left to the next start.
+            snapshotter.end(AtEnd::Stay);
+            return Err(Failure::Layers(error));
         }
         Ok(snapshotter)
     }

@@ -1,13 +1,15 @@
 //! What a layer's snapshot says is on the disk before anybody is told of it; what can be made anew from
 //! that follows a moment later, and may be lost.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use spanfs_registry::Registry;
+use tonic::Code;
 
-use crate::lazy::{Root, check_tree, count, start};
-use crate::node::end_holder;
+use crate::lazy::{Root, check_tree, count, start, start_with};
+use crate::node::{Node, end_holder};
 use crate::pull::{Rootfs, can_mount, image, mounts_below};
 
 /// Files below `directory` whose name `is_one`.
@@ -90,4 +92,36 @@ async fn a_power_cut_right_after_the_pull_costs_ztocs_and_indexes() {
     node.signal("INT");
     let (_, log) = node.wait();
     assert!(!log.contains("comes whole"), "{log}");
+}
+
+/// A layer that can't come back stops the start, unless the settings allow it; the others come back first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_lost_stops_the_start_unless_that_is_allowed() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let image = image(&registry, "v2");
+    let (node, mut containerd) = start(root.path(), "default").await;
+    let top = containerd.pull(&image).await;
+    node.signal("INT");
+    drop((node.wait(), registry));
+    let note = root.path().join("state/snapshotter/snapshots/3/layer.json");
+    fs::write(&note, "{").unwrap();
+
+    let (status, log) = Node::start(root.path()).wait();
+    assert!(!status.success(), "{log}");
+    for words in ["1 layers can't be restored", "snapshot 3", "allow_invalid_mounts_on_restart"] {
+        assert!(log.contains(words), "{words} is not in {log}");
+    }
+    assert_eq!(count(root.path(), "erofs"), 2, "the others came back, and stay");
+
+    let allowed = "[snapshotter]\nallow_invalid_mounts_on_restart = true\n";
+    let (node, mut containerd) = start_with(root.path(), "default", allowed).await;
+    assert_eq!(count(root.path(), "erofs"), 2);
+    let refused = containerd.container_with(&top, BTreeMap::new()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    containerd.collect_garbage().await;
+    node.signal("INT");
+    assert!(node.wait().0.success());
 }
