@@ -20,14 +20,14 @@ use super::{LayerError, Layers};
 use crate::daemon::log::chain;
 
 /// A start may not wait longer than this for old layers to come back.
-const RESTORE_TIME_MAX: Duration = Duration::from_secs(60);
+const RESTORE_TIME_MAX: Duration = Duration::from_secs(15);
 /// Layers brought back at once: each waits for the disk more than for a core.
 const RESTORE_THREADS: usize = 8;
 
 impl Layers {
     /// Bring back what earlier processes showed: `places` level by level, the lowest layers first.
-    /// Returns after about a minute at the latest; what is not back then comes later, or when it is
-    /// needed. Fails, once all were tried, if one can't come back and the settings don't allow that.
+    /// Returns after a quarter of a minute at the latest; what is not back then comes later, or when it is
+    /// needed. Fails, once all were tried, if one can never come back and the settings don't allow that.
     pub fn restore(self: &Arc<Self>, places: Vec<Vec<Place>>) -> Result<(), LayerError> {
         let lost: Arc<Mutex<Vec<(u64, String)>>> = Arc::default();
         for place in places.iter().flatten() {
@@ -73,6 +73,8 @@ impl Layers {
         let run = || {
             while let Some(place) = level.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(error) = self.ensure(place) {
+                    // A registry that is away, or a login that has ended, may come back.
+                    let is_lost = !matches!(error.class(), Some(Class::Retry | Class::Refused));
                     let (id, error) = (place.id, chain(&error));
                     tracing::error!(
                         id,
@@ -80,7 +82,9 @@ impl Layers {
                         "failed to restore remote snapshot {id}; remove this snapshot manually, unless \
                          it comes back when it is needed"
                     );
-                    lost.lock().push((id, error));
+                    if is_lost {
+                        lost.lock().push((id, error));
+                    }
                 }
             }
         };

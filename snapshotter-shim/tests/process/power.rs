@@ -125,3 +125,25 @@ async fn a_layer_that_is_lost_stops_the_start_unless_that_is_allowed() {
     node.signal("INT");
     assert!(node.wait().0.success());
 }
+
+/// Nor does a registry that is away: what needs it comes when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_needs_an_absent_registry_does_not_stop_the_start() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let image = image(&registry, "v2");
+    let (node, mut containerd) = start(root.path(), "default").await;
+    let top = containerd.pull(&image).await;
+    node.signal("INT");
+    drop((node.wait(), registry));
+    fs::remove_dir_all(root.path().join("state/spanfs/cache")).unwrap();
+
+    let (node, mut containerd) = start(root.path(), "default").await;
+    let refused = containerd.container_with(&top, BTreeMap::new()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    node.signal("INT");
+    let (status, log) = node.wait();
+    assert!(status.success() && log.contains("failed to restore remote snapshot"), "{log}");
+}
