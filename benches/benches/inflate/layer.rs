@@ -85,6 +85,11 @@ impl Layer {
         }
     }
 
+    /// How many spans it has.
+    pub(crate) fn spans(&self) -> usize {
+        self.table.spans().len()
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.table.uncompressed_len()
     }

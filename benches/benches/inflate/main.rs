@@ -136,6 +136,9 @@ fn index_build(layer: &Layer, rounds: usize) {
 
 /// A whole pass in order, against one whose zTOC is known and whose spans go to two threads.
 fn known_ztoc(layer: &Layer, rounds: usize) {
+    if layer.spans() < 2 {
+        return println!("whole pass by a known zTOC: one span is nothing to decode side by side");
+    }
     let pool = Pool::new(&PoolOptions::for_threads(2)).unwrap();
     let by_spans = || {
         let known = KnownToc::new(layer.encoded.as_slice().into(), layer.blob.len() as u64);

@@ -1,7 +1,7 @@
 //! Background mounts whose connections are kept past the end of their process.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::geteuid;
@@ -17,7 +17,9 @@ pub(crate) fn holding(directory: &Path) -> Option<Holding> {
     if !geteuid().is_root() {
         return None; // The dev transport needs root, and only its connections can be gone on with.
     }
-    match reach(directory) {
+    let program = Holder::find_program(std::env::var_os("PATH").as_deref());
+    let missing = || io::Error::other("spanfs-hold is neither beside this program nor in PATH");
+    match program.ok_or_else(missing).and_then(|program| reach(directory, program)) {
         Ok(holding) => Some(holding),
         Err(error) => {
             tracing::warn!(%error, "the mount ends with its process");
@@ -26,10 +28,7 @@ pub(crate) fn holding(directory: &Path) -> Option<Holding> {
     }
 }
 
-fn reach(directory: &Path) -> io::Result<Holding> {
-    let program = Holder::find_program(std::env::var_os("PATH").as_deref());
-    let missing = "spanfs-hold is neither beside this program nor in PATH";
-    let program = program.ok_or_else(|| io::Error::other(missing))?;
+fn reach(directory: &Path, program: PathBuf) -> io::Result<Holding> {
     let socket = runtime::directory().map_err(io::Error::other)?.join("hold.sock");
     let hold = Arc::new(Holder::reach(socket, program)?);
     let prefix = Name::new(&format!("spanfs.{}", runtime::id(directory)));
@@ -40,7 +39,18 @@ fn reach(directory: &Path) -> io::Result<Holding> {
 /// it would wait for ever.
 pub(crate) fn end(directory: &Path, state: &Path) -> Result<(), Failure> {
     let is_kept = runtime::directory()?.join("hold.sock").exists();
-    let Some(holding) = is_kept.then(|| holding(directory)).flatten() else { return Ok(()) };
+    if !is_kept || !geteuid().is_root() {
+        return Ok(());
+    }
+    // The program is for who has to start it: where the holder has ended, it keeps nothing.
+    let program = Holder::find_program(std::env::var_os("PATH").as_deref()).unwrap_or_default();
+    let holding = match reach(directory, program) {
+        Ok(holding) => holding,
+        Err(error) => {
+            tracing::debug!(%error, "nobody keeps an abandoned mount");
+            return Ok(());
+        }
+    };
     let attempted = || format!("ending the abandoned mount in {}", directory.display());
     let options = MounterOptions { holding: Some(holding), ..MounterOptions::new(state) };
     let inherited = Mounter::new(options).and_then(|mounter| mounter.inherit(Privilege::Root));

@@ -69,6 +69,10 @@ use whole::Wholes;
 /// Mounts of a node: 30 images with 127 layers each.
 const MOUNTS_MAX: usize = 4096;
 
+/// How long a layer is shown before it is shown anew, where nothing is fetched in the background: what a
+/// start reads may be all of a small layer.
+const SETTLE_TIME: Duration = Duration::from_secs(30);
+
 /// All layers of a node that we show.
 pub struct Layers {
     opener: Opener,
@@ -272,7 +276,7 @@ struct Live {
 impl Live {
     fn of(settings: &Settings) -> Self {
         Self {
-            settle_time: settings.background_fetch.map_or(Duration::ZERO, |it| it.silence),
+            settle_time: settings.background_fetch.map_or(SETTLE_TIME, |it| it.silence),
             lazy_len_min: settings.lazy_layer_len_min,
             modes: settings.pull_modes.clone(),
         }

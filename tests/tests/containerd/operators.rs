@@ -102,6 +102,9 @@ fn why_tells_how_each_layer_comes(version: Version) {
         assert!(text(&row["because"]).contains("soci_v1 is off"), "{row}");
     }
     set(&node, V1_ONLY);
+    // The daemon still goes by what it has read; without one the file counts.
+    assert_eq!(why(&pushed)[1]["comes"], "containerd");
+    node.stop_daemon(Signal::TERM);
     assert_eq!(why(&pushed)[1]["comes"], "lazy");
     let parallel =
         "[content_store]\ntype = 'containerd'\n[pull_modes.parallel_pull_unpack]\nenable = true\n";
