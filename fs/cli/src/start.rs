@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spanfs_cache::Image as Prefetch;
+use spanfs_layer::Tree;
 use spanfs_layer::oci::ImageConfig;
+use spanfs_layer::tree::TreeOptions;
 use spanfs_mount::start_set::{StartSet, StartSetOptions, drive};
 
 pub use spanfs_mount::start_set::StartConfig;
 
-use crate::image::Layers;
+use crate::image::{Layers, OpenLayer};
+use crate::side_by_side::{cores, side_by_side};
 
 /// A start is over by then, or its guess came too late.
 const TIME_MAX: Duration = Duration::from_secs(20);
@@ -54,16 +57,31 @@ pub fn expect_start(
         if layers.toc_bytes() > TOC_BYTES_MAX {
             return tracing::info!("too many files for a prediction of the start set");
         }
-        let tree = layers.merged();
+        // What can't be read is left out: the guess gets worse by that alone.
+        let options = TreeOptions::default();
+        let trees = side_by_side(&layers.layers, cores(), |_, layer| layer.tree(options.clone()));
         layers.forget_kept_tocs();
-        let (Ok(tree), Some(image)) = (tree, prefetch.upgrade()) else { return };
+        let (mut known, mut stack) = (Vec::new(), Vec::new());
+        for (layer, tree) in layers.layers.iter().zip(trees) {
+            match tree {
+                Ok(tree) => {
+                    known.push(layer);
+                    stack.push(tree);
+                }
+                Err(error) => {
+                    let layer = layer.descriptor.digest;
+                    tracing::debug!(%layer, %error, "left out of the prediction of the start set");
+                }
+            }
+        }
+        let (Ok(tree), Some(image)) = (Tree::merge(&stack), prefetch.upgrade()) else { return };
         // The prefetcher counts lazy layers alone, the tree all of them.
-        let number_of = |layer: &crate::image::OpenLayer| {
+        let number_of = |layer: &&OpenLayer| {
             image.layers().iter().position(|it| *it.digest() == layer.descriptor.digest)
         };
-        let numbers: Vec<_> = layers.layers.iter().map(number_of).collect();
+        let numbers: Vec<_> = known.iter().map(number_of).collect();
         drop(image);
-        let contents: Vec<_> = layers.layers.iter().map(|it| it.content.clone()).collect();
+        let contents: Vec<_> = known.iter().map(|it| it.content.clone()).collect();
         let set = StartSet::new(Arc::new(tree), config, StartSetOptions::default());
         drive(set, &contents, TIME_MAX, |wanted| {
             if let (Some(Some(number)), Some(prefetch)) =

@@ -310,7 +310,12 @@ impl Layers {
                     Ztoc::named(&opener.directory, source, made, None).ok()
                 };
                 let ztoc = layer.ztoc().or_else(named)?;
-                opener.open(source, descriptor, layer.diff_id, Some(ztoc)).ok()
+                let open = opener.open(source, descriptor, layer.diff_id, Some(ztoc));
+                open.inspect_err(|error| {
+                    let (layer, error) = (descriptor.digest, chain(error));
+                    tracing::debug!(layerDigest = %layer, error, "nothing of it is predicted");
+                })
+                .ok()
             };
             Some(spanfs::image::Layers { layers: known.layers.iter().filter_map(open).collect() })
         });

@@ -210,11 +210,12 @@ pub(crate) fn pull_with_index(node: &Node, image: &Image, reference: &str, index
     }
 }
 
-/// What the node uses once the start set of what was pulled has come.
+/// What the node uses once the start set of what was pulled has come, and what can be made anew is on the
+/// disk, which is brought there a second later.
 fn settled_disk(node: &Node) -> u64 {
     let mut used = node.disk_used();
-    for _ in 0..60 {
-        std::thread::sleep(Duration::from_millis(500));
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(2500));
         let before = std::mem::replace(&mut used, node.disk_used());
         if used == before {
             return used;
