@@ -1,14 +1,20 @@
-//! `spanfs-hold`: started by spanfs with a listening socket as its standard input, and the
-//! socket's path as its argument.
-#![forbid(unsafe_code)]
+//! `spanfs-hold`: started by spanfs with a listening socket as its standard input. The socket's path as
+//! its argument is for those who list processes.
+#![no_main]
 
+mod sys;
+
+use std::ffi::{OsStr, c_int};
 use std::io::Write as _;
-use std::os::fd::AsFd as _;
-use std::process::ExitCode;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 
-fn main() -> ExitCode {
+use rustix::net::{SocketAddrAny, SocketAddrUnix};
+
+/// All of the program; returns its exit status.
+fn run() -> c_int {
     match hold() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             // Started by spanfs, nobody reads it.
             drop(writeln!(
@@ -17,7 +23,7 @@ fn main() -> ExitCode {
                  It is started by spanfs, with a listening socket as its standard input, and keeps the\n\
                  FUSE connections of mounts for the successor of the process that serves them."
             ));
-            ExitCode::FAILURE
+            1
         }
     }
 }
@@ -34,9 +40,15 @@ fn hold() -> std::io::Result<()> {
     // We are tiny, and all mounts hang on us: others go first where memory is short.
     let _not_allowed = std::fs::write("/proc/self/oom_score_adj", "-999");
     let outcome = spanfs_hold::serve(&listener);
-    // Its path, for whoever lists processes, and for us to take away.
-    if let Some(path) = std::env::args_os().nth(1) {
-        let _gone = std::fs::remove_file(path);
-    }
+    take_away(&listener);
     outcome
+}
+
+/// Nobody is to look for us where we listened.
+fn take_away(listener: &OwnedFd) {
+    let bound: Option<SocketAddrUnix> =
+        rustix::net::getsockname(listener).ok().and_then(|it: SocketAddrAny| it.try_into().ok());
+    if let Some(path) = bound.as_ref().and_then(SocketAddrUnix::path_bytes) {
+        let _gone = std::fs::remove_file(OsStr::from_bytes(path));
+    }
 }
