@@ -16,9 +16,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::lazy::{Root, start_with};
 use crate::node::PATIENCE;
 use crate::pull::{Containerd, Image, can_mount, image};
+use crate::scene::{Root, start_with};
 
 const TOKEN: &str = "token-of-the-node";
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use spanfs_registry::Registry;
 
-use crate::lazy::{Root, start, start_with};
 use crate::node::{Node, PATIENCE};
 use crate::pull::{Containerd, REMOTE, can_mount, image};
+use crate::scene::{Root, Scene, start, start_with};
 
 /// The answer to a GET, without its head.
 pub(crate) fn get(socket: &Path, path: &str) -> String {
@@ -76,14 +76,9 @@ async fn operators_see_each_layer_and_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_are_reloaded_as_far_as_they_can() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2");
     let off = "[pull_modes.soci_v2]\nenable = false\n";
-    let (node, mut containerd) = start_with(root.path(), "default", off).await;
+    let Some(scene) = Scene::new("v2", off).await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let labels = Containerd::labels(&image, &image.layers[0]);
     containerd.extract("", labels.clone()).await.unwrap().expect_err("left to containerd");
 

@@ -8,10 +8,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use spanfs_registry::Registry;
 
-use crate::lazy::{Root, start_with};
 use crate::node::{Node, PROGRAM};
 use crate::parallel::{GZIP, PARALLEL, put, put_blobs, snapshot_files, tar_of, wait_until};
 use crate::pull::{Containerd, Image, can_mount};
+use crate::scene::{Root, start_with};
 
 const MIB: u64 = 1 << 20;
 

@@ -10,8 +10,8 @@ use spanfs_snapshotter::grpc::proto::snapshots::{
 };
 use tonic::Code;
 
-use crate::lazy::{Root, start};
 use crate::pull::{CRI, REF, can_mount};
+use crate::scene::{Root, start};
 
 const NAMES: [&str; 9] = [
     "/etc/passwd",

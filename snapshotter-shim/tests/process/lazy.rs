@@ -1,82 +1,18 @@
 //! Layers that containerd need not unpack, with real mounts and a registry in this process.
 
 use std::fs;
-use std::path::Path;
 
 use spanfs_registry::{Auth, Bearer, Credentials, Fault, Faults, Nth, Registry, Rule};
 use tonic::Code;
 
-use crate::node::Node;
 use crate::pull::{Containerd, Image, REMOTE, Rootfs, can_mount, image, mounts_below};
+use crate::scene::{Root, Scene, check_tree, count, start, start_with};
 use crate::{cri, debug};
-
-/// Takes away what a failed test leaves mounted.
-pub(crate) struct Root(tempfile::TempDir);
-
-impl Root {
-    pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        for (at, _) in mounts_below(self.path()).iter().rev() {
-            let _ = std::process::Command::new("umount").arg("-l").arg(at).output();
-        }
-        crate::node::end_holder(self.path());
-    }
-}
-
-pub(crate) async fn start(root: &Path, namespace: &'static str) -> (Node, Containerd) {
-    start_with(root, namespace, "").await
-}
-
-pub(crate) async fn start_with(
-    root: &Path,
-    namespace: &'static str,
-    settings: &str,
-) -> (Node, Containerd) {
-    let mut node = Node::start_with(root, settings);
-    let client = node.connect().await;
-    (node, Containerd::new(client, namespace))
-}
-
-pub(crate) fn count(root: &Path, fs_type: &str) -> usize {
-    mounts_below(root).iter().filter(|(_, found)| found == fs_type).count()
-}
-
-/// Every file of the image has the content and mode that its layers say.
-pub(crate) fn check_tree(root: &Path, image: &str) {
-    let text = fs::read_to_string(crate::pull::layout(".").join("tree.jsonl")).unwrap();
-    let mut files = 0;
-    for line in text.lines() {
-        let entry: serde_json::Value = serde_json::from_str(line).unwrap();
-        let path = root.join(entry["path"].as_str().unwrap().trim_start_matches('/'));
-        let found = fs::symlink_metadata(&path);
-        let found = found.unwrap_or_else(|error| panic!("{image}: {}: {error}", path.display()));
-        if let Some(sha256) = entry["sha256"].as_str().filter(|_| found.is_file()) {
-            let digest = spanfs_layer::Digest::of(&fs::read(&path).unwrap());
-            assert_eq!(digest.hex().to_string(), sha256, "{image}: {}", path.display());
-            files += 1;
-        }
-    }
-    assert!(files > 3, "{image}: {files} files were compared");
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_pulled_run_and_removed_without_unpacking() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2", "").await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     assert_eq!(top, image.layers.last().unwrap().chain, "named as the peer names it");
     assert_eq!(count(root.path(), "fuse.rawBridge"), 3, "one a layer, as nerdctl's suite counts");
@@ -116,13 +52,8 @@ async fn an_image_is_pulled_run_and_removed_without_unpacking() {
 /// After a death the layers come back, from the disk alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_come_back_without_the_registry() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2", "").await else { return };
+    let Scene { root, registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     let (key, mount) = containerd.container(&top).await;
     let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
@@ -152,13 +83,8 @@ async fn layers_come_back_without_the_registry() {
 /// Small layers come whole, and stack with lazy ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_without_ztoc_come_whole() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2-one-layer");
-    let (_node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2-one-layer", "").await else { return };
+    let Scene { root, registry: _registry, image, node: _node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     let lazy: Vec<bool> = {
         let mut lazy = Vec::new();
@@ -168,21 +94,15 @@ async fn layers_without_ztoc_come_whole() {
         lazy
     };
     assert_eq!(lazy, [true, false, false]);
-    let (_, mount) = containerd.container(&top).await;
-    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    let rootfs = containerd.rootfs(&top, &root.path().join("rootfs")).await;
     check_tree(&rootfs.0, "v2-one-layer");
 }
 
 /// Layers that come whole are on their way before containerd asks for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_without_ztoc_are_begun_with_the_first_layer() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2-one-layer");
-    let (_node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2-one-layer", "").await else { return };
+    let Scene { root: _root, registry, image, node: _node, mut containerd } = scene;
     let labels = Containerd::labels(&image, &image.layers[0]);
     containerd.extract("", labels).await.unwrap().expect("the layer is shown");
     let deadline = std::time::Instant::now() + crate::node::PATIENCE;
@@ -199,13 +119,8 @@ async fn layers_without_ztoc_are_begun_with_the_first_layer() {
 /// containerd unpacks images that nobody indexed.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_without_index_is_left_to_containerd() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "plain");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("plain", "").await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let labels = Containerd::labels(&image, &image.layers[0]);
     let mounts = containerd.extract("", labels).await.unwrap().unwrap_err();
     assert_eq!(mounts[0].r#type, "bind");
@@ -235,17 +150,11 @@ async fn namespaces_share_layers() {
 /// Containers made after a layer is complete need no process of ours; those before keep what they have.
 #[tokio::test(flavor = "multi_thread")]
 async fn complete_layers_are_shown_by_the_kernel_alone() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2");
     let settings = "[background_fetch]\nsilence_period_msec = 1\n";
-    let (node, mut containerd) = start_with(root.path(), "default", settings).await;
+    let Some(scene) = Scene::new("v2", settings).await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
-    let (_, mount) = containerd.container(&top).await;
-    let first = Rootfs::mount(&mount, &root.path().join("first"));
+    let first = containerd.rootfs(&top, &root.path().join("first")).await;
     check_tree(&first.0, "v2");
     let deadline = std::time::Instant::now() + crate::node::PATIENCE;
     let mount = loop {
@@ -277,18 +186,12 @@ max_concurrent_unpacks_per_image = 3
 /// Images that nobody indexed come whole, all layers at once, and need no process afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn whole_layers_are_pulled_in_parallel() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "plain");
-    let (node, mut containerd) = start_with(root.path(), "default", PARALLEL).await;
+    let Some(scene) = Scene::new("plain", PARALLEL).await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     assert!(!containerd.stat(&top).await.labels.contains_key(REMOTE));
     assert_eq!((count(root.path(), "erofs"), count(root.path(), "fuse.rawBridge")), (3, 0));
-    let (_, mount) = containerd.container(&top).await;
-    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    let rootfs = containerd.rootfs(&top, &root.path().join("rootfs")).await;
     // The kernel alone shows it.
     node.signal("KILL");
     drop(node.wait());
@@ -298,13 +201,8 @@ async fn whole_layers_are_pulled_in_parallel() {
 /// What is not what its manifest promises is refused, and leaves nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_layer_is_refused_and_the_next_try_works() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "plain");
-    let (_node, mut containerd) = start_with(root.path(), "default", PARALLEL).await;
+    let Some(scene) = Scene::new("plain", PARALLEL).await else { return };
+    let Scene { root, registry, image, node: _node, mut containerd } = scene;
     let flip = Fault::Flip { at: 1000 };
     let path = format!("/blobs/{}", image.layers[0].blob);
     registry.set_faults(Faults::script([Rule::get(path, Nth::Every, flip)]));
@@ -366,14 +264,9 @@ async fn pulls_with_the_logins_that_cri_brings() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_program_reads_is_fetched_before_it_starts() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2");
     let settings = "[background_fetch]\ndisable = true\n";
-    let (node, mut containerd) = start_with(root.path(), "default", settings).await;
+    let Some(scene) = Scene::new("v2", settings).await else { return };
+    let Scene { root: _root, registry: _registry, image, node, mut containerd } = scene;
     containerd.pull(&image).await;
     // /bin/ready is in the lowest layer, of two spans at least, and nobody has read anything.
     let deadline = std::time::Instant::now() + crate::node::PATIENCE;

@@ -15,5 +15,6 @@ mod owners;
 mod parallel;
 mod power;
 mod pull;
+mod scene;
 mod systemd;
 mod user_namespace;

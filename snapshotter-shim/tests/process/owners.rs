@@ -5,12 +5,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use spanfs_registry::Registry;
 use spanfs_snapshotter::grpc::proto::snapshots::{CommitSnapshotRequest, PrepareSnapshotRequest};
 use tonic::Code;
 
-use crate::lazy::{Root, check_tree, count, start};
-use crate::pull::{Rootfs, can_mount, image, layout, mounts_below};
+use crate::pull::{Rootfs, can_mount, layout, mounts_below};
+use crate::scene::{Root, Scene, check_tree, count, start};
 
 const USERS: u32 = 100_000;
 const GROUPS: u32 = 200_000;
@@ -39,13 +38,8 @@ fn check_owners(root: &Path, users: u32, groups: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_has_owners_of_its_own_and_nothing_is_copied() {
-    if !can_mount() {
-        return;
-    }
-    let root = Root::new();
-    let registry = Registry::builder().start().unwrap();
-    let image = image(&registry, "v2");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2", "").await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     // A layer that containerd unpacked lies in an ordinary directory, and is mapped as well.
     let (key, mount) = containerd.container(&top).await;
@@ -69,8 +63,7 @@ async fn a_container_has_owners_of_its_own_and_nothing_is_copied() {
     assert_eq!(fs::metadata(rootfs.0.join("unpacked")).unwrap().uid(), USERS, "copied up");
 
     // Other containers see nothing of it.
-    let (_, mount) = containerd.container("above").await;
-    let other = Rootfs::mount(&mount, &root.path().join("other"));
+    let other = containerd.rootfs("above", &root.path().join("other")).await;
     check_owners(&other.0, 0, 0);
     drop(other);
 

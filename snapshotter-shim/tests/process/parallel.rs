@@ -7,9 +7,9 @@ use serde_json::json;
 use spanfs_layer::Digest;
 use spanfs_registry::{Auth, Bearer, Credentials, Fault, Faults, Link, Nth, Registry, Rule};
 
-use crate::lazy::{Root, check_tree, count, start_with};
 use crate::node::PATIENCE;
 use crate::pull::{self, Containerd, Image, Layer, Rootfs, can_mount};
+use crate::scene::{Root, Scene, check_tree, count, start_with};
 
 pub(crate) const PARALLEL: &str = "[pull_modes.parallel_pull_unpack]\nenable = true\n\
                         discard_unpacked_layers = true\nconcurrent_download_chunk_size = \"1mb\"\n";
@@ -195,8 +195,7 @@ async fn a_killed_pull_goes_on_after_the_restart() {
     let top = containerd.pull(&image).await;
     let (again, size) = (registry.stats().refetched_bytes(&layer), 64 * MIB);
     assert!(again < size / 2, "{again} of {size} bytes were fetched twice");
-    let (_, mount) = containerd.container(&top).await;
-    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    let rootfs = containerd.rootfs(&top, &root.path().join("rootfs")).await;
     let found = Digest::of(&std::fs::read(rootfs.0.join("file-2")).unwrap());
     assert_eq!(found, Digest::of(&tar_of(2, 64 * MIB)[512..512 + 64 * MIB as usize]));
     drop(rootfs);
@@ -241,16 +240,11 @@ fn gzip_by(program: &str, args: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_decompresses() {
-    if !can_mount() {
-        return;
-    }
-    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
-    let image = pull::image(&registry, "plain");
     let settings = gzip_by("/bin/gzip", "[\"-d\", \"-c\"]");
-    let (node, mut containerd) = start_with(root.path(), "default", &settings).await;
+    let Some(scene) = Scene::new("plain", &settings).await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
-    let (_, mount) = containerd.container(&top).await;
-    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    let rootfs = containerd.rootfs(&top, &root.path().join("rootfs")).await;
     check_tree(&rootfs.0, "plain");
     drop(rootfs);
     containerd.collect_garbage().await;
@@ -283,13 +277,9 @@ pub(crate) fn snapshot_files(root: &Path) -> Vec<PathBuf> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_are_unpacked_where_the_settings_say_so() {
-    if !can_mount() {
-        return;
-    }
-    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
-    let image = pull::image(&registry, "plain");
     let settings = format!("{PARALLEL}[spanfs]\nfront = \"files\"\n");
-    let (node, mut containerd) = start_with(root.path(), "default", &settings).await;
+    let Some(scene) = Scene::new("plain", &settings).await else { return };
+    let Scene { root, registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     assert_eq!(count(root.path(), "erofs") + count(root.path(), "fuse.rawBridge"), 0);
     let usage = containerd.usage(&top).await;
@@ -301,8 +291,7 @@ async fn layers_are_unpacked_where_the_settings_say_so() {
     drop((node, registry));
 
     let (_node, mut containerd) = start_with(root.path(), "default", &settings).await;
-    let (_, mount) = containerd.container(&top).await;
-    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    let rootfs = containerd.rootfs(&top, &root.path().join("rootfs")).await;
     check_tree(&rootfs.0, "plain");
     assert!(rootfs.run(&["/bin/ready"]).contains("ready"));
     drop(rootfs);
@@ -314,13 +303,9 @@ async fn layers_are_unpacked_where_the_settings_say_so() {
 /// The store `soci` is a layout: blobs of layers that came whole stand there as long as the layers.
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_of_small_layers_are_kept_with_them() {
-    if !can_mount() {
-        return;
-    }
-    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
-    let image = pull::image(&registry, "v2");
     let settings = "[snapshotter]\nmin_layer_size = 1000000000\n";
-    let (node, mut containerd) = start_with(root.path(), "default", settings).await;
+    let Some(scene) = Scene::new("v2", settings).await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     containerd.pull(&image).await;
     let blobs = root.path().join("state/content/blobs/sha256");
     let has = |layer: &Layer| blobs.join(layer.blob.hex().to_string()).exists();

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use spanfs_registry::Registry;
 use tonic::Code;
 
-use crate::lazy::{Root, check_tree, count, start, start_with};
 use crate::node::{Node, end_holder};
-use crate::pull::{Rootfs, can_mount, image, mounts_below};
+use crate::pull::mounts_below;
+use crate::scene::{Scene, check_tree, count, start, start_with};
 
 /// Files below `directory` whose name `is_one`.
 fn files(directory: &Path, is_one: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
@@ -33,12 +32,8 @@ fn remove(directory: &Path, is_one: &dyn Fn(&str) -> bool) {
 /// Killed before anything was brought to the disk for good: the kernel has it all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_right_after_the_pull_needs_no_registry() {
-    if !can_mount() {
-        return;
-    }
-    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
-    let image = image(&registry, "v2");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2", "").await else { return };
+    let Scene { root, registry, image, node, mut containerd } = scene;
     containerd.pull(&image).await;
     node.signal("KILL");
     drop((node.wait(), registry));
@@ -57,12 +52,8 @@ async fn a_kill_right_after_the_pull_needs_no_registry() {
 /// A power cut takes what was not brought to the disk, or parts of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_right_after_the_pull_costs_ztocs_and_indexes() {
-    if !can_mount() {
-        return;
-    }
-    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
-    let image = image(&registry, "v2");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2", "").await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     node.signal("KILL");
     drop(node.wait());
@@ -85,8 +76,7 @@ async fn a_power_cut_right_after_the_pull_costs_ztocs_and_indexes() {
     }
     let (node, mut containerd) = start(root.path(), "default").await;
     assert_eq!(count(root.path(), "fuse.rawBridge"), 3, "all come lazily, as before");
-    let (_, mount) = containerd.container(&top).await;
-    let rootfs = Rootfs::mount(&mount, &root.path().join("rootfs"));
+    let rootfs = containerd.rootfs(&top, &root.path().join("rootfs")).await;
     check_tree(&rootfs.0, "v2");
     drop(rootfs);
     node.signal("INT");
@@ -97,12 +87,8 @@ async fn a_power_cut_right_after_the_pull_costs_ztocs_and_indexes() {
 /// A layer that can't come back stops the start, unless the settings allow it; the others come back first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_is_lost_stops_the_start_unless_that_is_allowed() {
-    if !can_mount() {
-        return;
-    }
-    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
-    let image = image(&registry, "v2");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2", "").await else { return };
+    let Scene { root, registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     node.signal("INT");
     drop((node.wait(), registry));
@@ -129,12 +115,8 @@ async fn a_layer_that_is_lost_stops_the_start_unless_that_is_allowed() {
 /// Nor does a registry that is away: what needs it comes when it is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_needs_an_absent_registry_does_not_stop_the_start() {
-    if !can_mount() {
-        return;
-    }
-    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
-    let image = image(&registry, "v2");
-    let (node, mut containerd) = start(root.path(), "default").await;
+    let Some(scene) = Scene::new("v2", "").await else { return };
+    let Scene { root, registry, image, node, mut containerd } = scene;
     let top = containerd.pull(&image).await;
     node.signal("INT");
     drop((node.wait(), registry));

@@ -138,6 +138,12 @@ impl Containerd {
         self.container_with(parent, BTreeMap::new()).await.unwrap()
     }
 
+    /// The same, mounted at `at`.
+    pub(crate) async fn rootfs(&mut self, parent: &str, at: &Path) -> Rootfs {
+        let (_, mount) = self.container(parent).await;
+        Rootfs::mount(&mount, at)
+    }
+
     /// The same with labels.
     pub(crate) async fn container_with(
         &mut self,

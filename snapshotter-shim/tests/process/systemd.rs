@@ -17,9 +17,9 @@ use rustix::net::{
 };
 use spanfs_registry::Registry;
 
-use crate::lazy::{Root, check_tree, count};
 use crate::node::{Node, PATIENCE, PROGRAM};
 use crate::pull::{Containerd, Rootfs, can_mount, image};
+use crate::scene::{Root, check_tree, count};
 
 /// Descriptors that the unit may store.
 const STORE_MAX: usize = 64;

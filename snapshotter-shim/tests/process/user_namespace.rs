@@ -7,9 +7,9 @@ use std::process::Command;
 
 use spanfs_registry::Registry;
 
-use crate::lazy::Root;
 use crate::node::{Node, PROGRAM};
 use crate::pull::{Containerd, can_mount, image, layout};
+use crate::scene::Root;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_are_shown_in_a_user_namespace() {
