@@ -1,5 +1,8 @@
-//! A door for the fuzz target of the gzip decoder.
+//! Doors for the fuzz targets of the gzip decoder.
 
+use spanfs_layer::ztoc::Compression;
+
+use crate::build::{BuildOptions, is_same_with_helpers};
 use crate::deflate::{Event, Inflate};
 use crate::sys::{Format, Inflater, Stop};
 
@@ -33,7 +36,7 @@ pub fn gunzip(blob: &[u8], piece_len: usize, room: usize) -> Gunzipped {
                 Err(_) => return Gunzipped { bytes, is_bad: true },
                 _ if bytes.len() >= BYTES_MAX => return Gunzipped { bytes, is_bad: false },
                 Ok(Event::NeedsInput) => break,
-                Ok(Event::NeedsRoom | Event::Block { .. } | Event::End { .. }) => {}
+                Ok(Event::NeedsRoom | Event::Block(_) | Event::End { .. }) => {}
             }
         }
     }
@@ -56,4 +59,15 @@ pub fn gunzip_by_zlib(blob: &[u8]) -> Gunzipped {
             return Gunzipped { bytes, is_bad: false };
         }
     }
+}
+
+/// A pass over a blob with helpers gives what it gives in order, or has the same kind of fault.
+pub fn gunzip_ahead(blob: &[u8], piece_len: usize) -> bool {
+    let options = BuildOptions {
+        compression: Some(Compression::Gzip),
+        span_size: 1 << 14,
+        uncompressed_bytes_max: BYTES_MAX as u64,
+        ..BuildOptions::default()
+    };
+    is_same_with_helpers(blob, piece_len.max(1), &options)
 }

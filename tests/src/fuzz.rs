@@ -13,8 +13,9 @@ use spanfs_layer::{Record, SpanTable, Ztoc, erofs};
 pub type Target = fn(&[u8]);
 
 /// Every target by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("gzip", gzip),
+    ("gzip_ahead", gzip_ahead),
     ("tar", tar),
     ("ztoc", ztoc),
     ("zinfo", zinfo),
@@ -70,6 +71,12 @@ pub fn gzip(bytes: &[u8]) {
             assert!(whole.is_bad || whole.bytes.len() == other.bytes.len(), "another length");
         }
     }
+}
+
+/// A pass with helpers that decode ahead: the same tar and zTOC as without, or the same fault.
+pub fn gzip_ahead(bytes: &[u8]) {
+    let piece_len = 100 + bytes.len() % 5000;
+    assert!(spanfs_cache::fuzz::gunzip_ahead(bytes, piece_len), "helpers make a difference");
 }
 
 fn read_tar(bytes: &[u8], piece: usize) -> Result<(Vec<Record>, u64), TarError> {

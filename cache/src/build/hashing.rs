@@ -1,10 +1,13 @@
 //! Hashing beside the thread that inflates.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use spanfs_layer::{Algorithm, Digest, Hasher};
+
+use super::spent::Spent;
 
 /// Where a span begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +29,11 @@ pub(super) struct Hashes {
 /// A thread that hashes pieces in order.
 pub(super) struct HashThread {
     pieces: Sender<Piece>,
-    /// Buffers of pieces that are done with.
-    spent: Receiver<Vec<u8>>,
     thread: JoinHandle<Hashes>,
 }
 
 struct Piece {
-    bytes: Vec<u8>,
+    bytes: Arc<Vec<u8>>,
     /// Bytes at the start that were hashed with an earlier piece.
     skip: usize,
     cuts: Vec<Cut>,
@@ -42,34 +43,22 @@ struct Piece {
 const PIECES_MAX: usize = 4;
 
 impl HashThread {
-    pub(super) fn start(name: &str) -> io::Result<Self> {
+    /// Buffers go to `spent` once nobody else has them.
+    pub(super) fn start(name: &str, spent: Spent<u8>) -> io::Result<Self> {
         let (pieces, waiting) = bounded(PIECES_MAX);
-        let (done, spent) = bounded(PIECES_MAX + 1);
-        let run = move || run(&waiting, &done);
+        let run = move || run(&waiting, &spent);
         let thread = thread::Builder::new().name(name.into()).spawn(run)?;
-        Ok(Self { pieces, spent, thread })
-    }
-
-    /// An empty buffer, used before where possible.
-    pub(super) fn buffer(&self) -> Vec<u8> {
-        let mut buffer = self.spent.try_recv().unwrap_or_default();
-        buffer.clear();
-        buffer
-    }
-
-    /// A buffer of any content, used before where possible.
-    pub(super) fn spent_buffer(&self) -> Vec<u8> {
-        self.spent.try_recv().unwrap_or_default()
+        Ok(Self { pieces, thread })
     }
 
     /// Hash the next piece; the cuts lie inside it or at its ends. Waits while the queue is full.
-    pub(super) fn hash(&self, bytes: Vec<u8>, cuts: Vec<Cut>) {
+    pub(super) fn hash(&self, bytes: Arc<Vec<u8>>, cuts: Vec<Cut>) {
         self.send(Piece { bytes, skip: 0, cuts });
     }
 
     /// Hash the next piece, which begins behind `skip` bytes.
     pub(super) fn hash_from(&self, bytes: Vec<u8>, skip: usize) {
-        self.send(Piece { bytes, skip, cuts: Vec::new() });
+        self.send(Piece { bytes: Arc::new(bytes), skip, cuts: Vec::new() });
     }
 
     fn send(&self, piece: Piece) {
@@ -84,15 +73,14 @@ impl HashThread {
     }
 }
 
-fn run(pieces: &Receiver<Piece>, spent: &Sender<Vec<u8>>) -> Hashes {
+fn run(pieces: &Receiver<Piece>, spent: &Spent<u8>) -> Hashes {
     let mut whole = Hasher::new(Algorithm::Sha256);
     let mut spans = Spans { done: Vec::new(), current: None, at: 0, last: 0 };
     for piece in pieces {
         let content = piece.bytes.get(piece.skip..).unwrap_or_default();
         whole.update(content);
         spans.update(content, &piece.cuts);
-        // Nobody may be waiting for it any more.
-        let _ = spent.try_send(piece.bytes);
+        Arc::into_inner(piece.bytes).into_iter().for_each(|bytes| spent.give(bytes));
     }
     spans.done.extend(spans.current.map(Hasher::finish));
     Hashes { whole: whole.finish(), spans: spans.done }

@@ -2,38 +2,53 @@
 //!
 //! [`LayerBuilder`] takes the blob in pieces of any size. Out of one pass come the tar's bytes in
 //! order (to a sink, which fills the layer file), its records, the restart points, and the digests of
-//! blob, spans and tar. Inflating is the dear part and stays on the caller's thread; hashing runs on
-//! two threads beside it, fed through short queues.
+//! blob, spans and tar. Inflating is the dear part: it has a thread of its own, the scan, and for gzip
+//! helpers, which decode what lies ahead as soon as a core is free.
 //!
 //! ```text
-//! feed ─┬─ pieces with cuts ──────────────▶ thread: blob digest, span digests
-//!       └─ scan: gzip │ zstd │ stored ─▶ output ─┬─▶ sink, tar reader
-//!                                                └─▶ thread: diffID
+//! feed ─▶ pieces ─┬─▶ scan: gzip │ zstd │ stored ─┬─▶ chunks ─▶ sums, tar reader, sink ─▶ diffID
+//!                 │      ▲ true place, window       └─▶ pieces with cuts ─▶ blob digest, span digests
+//!                 └─▶ helpers: stretches ahead
 //! ```
 
+mod ahead;
+mod backlog;
+pub mod cost;
+mod feed;
 mod gzip;
 mod hashing;
+mod join;
 mod output;
+mod scan;
 mod spans;
+mod spent;
 mod stored;
 mod sums;
+mod tar;
 #[cfg(test)]
 mod tests;
 mod zstd;
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use spanfs_layer::tar::{Archive, TarError};
-use spanfs_layer::ztoc::{self, Compression, Parts, Restarts};
+use spanfs_layer::ztoc::{self, Compression};
 use spanfs_layer::{Digest, Record, UncompressedOffset, Ztoc};
 
-use gzip::GzipScan;
-use hashing::{Cut, HashThread};
-use output::Output;
+use backlog::Shape;
+use feed::Feed;
+use hashing::HashThread;
+use scan::{Finished, Pass};
 pub use spans::{KnownToc, SpanBuilder, SpanSink, SpansError};
-use stored::StoredScan;
+use spent::Spent;
 pub use sums::SpanSum;
-use zstd::ZstdScan;
+
+use crate::inflate::Pool;
 
 /// Span size of the field's tools: 4 MiB of uncompressed bytes.
 pub const SPAN_SIZE: u64 = 4 << 20;
@@ -85,6 +100,8 @@ pub struct Built {
     pub archive: Archive,
     /// Sums of the spans; of some, or none, where there is no zTOC.
     pub span_sums: Vec<SpanSum>,
+    /// Bytes of the tar that helpers decoded.
+    pub len_ahead: u64,
 }
 
 /// The table of contents of a layer.
@@ -187,153 +204,121 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
-    /// A hashing thread or a decoder could not start.
+    /// A thread or a decoder could not start.
     #[error("starting to read a layer")]
     Start(#[source] io::Error),
+    /// Nobody wants it any more.
+    #[error("reading the layer was stopped")]
+    Stopped,
 }
 
-/// Where the tar's bytes go, in order.
-pub trait Sink: FnMut(UncompressedOffset, &[u8]) -> io::Result<()> {}
+/// Where the tar's bytes go, in order, on a thread of their own.
+pub trait Sink: FnMut(UncompressedOffset, &[u8]) -> io::Result<()> + Send + 'static {}
 
-impl<F: FnMut(UncompressedOffset, &[u8]) -> io::Result<()>> Sink for F {}
+impl<F: FnMut(UncompressedOffset, &[u8]) -> io::Result<()> + Send + 'static> Sink for F {}
 
-/// Takes one compressed layer in pieces. After an error it is of no more use.
-pub struct LayerBuilder<S> {
-    options: BuildOptions,
-    scan: Scan,
-    output: Output<S>,
-    blob: HashThread,
-    /// Bytes that the hashing thread has not got yet, and the span starts among them.
+/// Takes one compressed layer in pieces. After an error it is of no more use. Once it is dropped or
+/// finished, nothing goes to the sink any more.
+pub struct LayerBuilder<'a> {
+    build_tool: String,
+    piece_len: usize,
+    feed: Arc<Feed>,
+    scan: Option<JoinHandle<Result<Finished, BuildError>>>,
+    /// Bytes that the scan has not got yet.
     piece: Vec<u8>,
-    cuts: Vec<Cut>,
-    blob_size: u64,
+    spent: Spent<u8>,
+    stop: Option<&'a AtomicBool>,
 }
 
-/// Blob bytes handed to the hashing thread at once.
-const PIECE_LEN: usize = 256 << 10;
+/// How often a wait looks whether it is still wanted.
+const STOP_POLL: Duration = Duration::from_millis(50);
 
-/// The longest magic that tells compressions apart.
-const MAGIC_LEN: usize = 4;
+/// Pieces kept for what comes.
+const SPENT_PIECES_MAX: usize = 8;
 
-enum Scan {
-    /// The first bytes, too few to tell.
-    Undecided(Vec<u8>),
-    Gzip(GzipScan),
-    Zstd(ZstdScan),
-    Stored(StoredScan),
-}
-
-/// What a scan leaves behind.
-type Scanned = Result<Restarts, NotLazy>;
-
-impl<S: Sink> LayerBuilder<S> {
-    /// Builder at the start of a blob. Starts two hashing threads.
-    pub fn new(options: BuildOptions, sink: S) -> Result<Self, BuildError> {
-        let scan = match options.compression {
-            Some(compression) => Scan::of(compression, options.span_size)?,
-            None => Scan::Undecided(Vec::new()),
-        };
-        let mut output = Output::new(sink, options.uncompressed_bytes_max)?;
-        if matches!(scan, Scan::Stored(_)) {
-            output.without_diff_id();
-        }
-        let blob = HashThread::start("hash-blob").map_err(BuildError::Start)?;
-        let (piece, cuts) = (blob.buffer(), Vec::new());
-        Ok(Self { options, scan, output, blob, piece, cuts, blob_size: 0 })
+impl<'a> LayerBuilder<'a> {
+    /// Builder at the start of a blob. Starts its threads.
+    pub fn new(options: BuildOptions, sink: impl Sink) -> Result<Self, BuildError> {
+        Self::cut_as(Shape::default(), options, sink)
     }
 
-    /// The next bytes of the blob.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        let Scan::Undecided(head) = &mut self.scan else { return self.scan(bytes) };
-        head.extend_from_slice(bytes);
-        if head.len() < MAGIC_LEN {
-            return Ok(());
-        }
-        self.decide()
+    fn cut_as(shape: Shape, options: BuildOptions, sink: impl Sink) -> Result<Self, BuildError> {
+        let spent = Spent::new(SPENT_PIECES_MAX);
+        let blob = HashThread::start("hash-blob", spent.clone()).map_err(BuildError::Start)?;
+        let (build_tool, feed) = (options.build_tool.clone(), Feed::new(shape));
+        let pass = Pass { feed: Arc::clone(&feed), options, sink: Box::new(sink), blob };
+        let thread = thread::Builder::new().name("inflate".into());
+        let scan = Some(thread.spawn(move || pass.run()).map_err(BuildError::Start)?);
+        let (piece_len, piece) = (shape.piece_len, spent.take(0));
+        Ok(Self { build_tool, piece_len, feed, scan, piece, spent, stop: None })
     }
 
-    /// The blob has ended.
-    pub fn finish(mut self) -> Result<Built, BuildError> {
-        if matches!(self.scan, Scan::Undecided(_)) {
-            self.decide()?;
-        }
-        let Self { options, scan, output, blob, piece, cuts, blob_size } = self;
-        blob.hash(piece, cuts);
-        let scanned = match scan {
-            Scan::Gzip(scan) => scan.finish(output.position())?,
-            Scan::Zstd(scan) => scan.finish(output.position())?,
-            Scan::Stored(scan) => Ok(scan.finish()),
-            Scan::Undecided(_) => unreachable!("decided above"),
-        };
-        let tar = output.finish()?;
-        let hashes = blob.finish();
-        let blob_digest = hashes.whole;
-        let diff_id = tar.diff_id.unwrap_or(blob_digest);
-        let (archive, uncompressed_len, span_sums) = (tar.archive, tar.len, tar.sums);
-        let toc = match scanned {
-            Ok(restarts) => {
-                let parts = Parts {
-                    // Kept for the layer that turns out to have no zTOC.
-                    records: tar.records.clone(),
-                    archive,
-                    compressed_size: blob_size,
-                    restarts,
-                    span_digests: hashes.spans,
-                    build_tool: options.build_tool.into_bytes(),
-                };
-                match Ztoc::from_parts(parts) {
-                    Ok(ztoc) => Toc::Lazy(ztoc),
-                    Err(error) => Toc::Whole { records: tar.records, reason: error.into() },
-                }
-            }
-            Err(reason) => Toc::Whole { records: tar.records, reason },
-        };
-        Ok(Built { toc, blob_digest, blob_size, diff_id, uncompressed_len, archive, span_sums })
+    /// Let threads of `pool` decode ahead while fewer layers than it has threads are decoded.
+    pub fn helped_by(self, pool: &Pool) -> Self {
+        self.feed.employ(pool.crew());
+        self
     }
 
-    /// Choose the scan by the first bytes, and give them to it.
-    fn decide(&mut self) -> Result<(), BuildError> {
-        let Scan::Undecided(head) = &mut self.scan else { return Ok(()) };
-        let head = std::mem::take(head);
-        let compression = compression_of(&head);
-        self.scan = Scan::of(compression, self.options.span_size)?;
-        if compression == Compression::Uncompressed {
-            self.output.without_diff_id();
-        }
-        self.scan(&head)
+    /// Once it is set, every wait ends with [`BuildError::Stopped`].
+    pub fn stopped_by(mut self, stop: &'a AtomicBool) -> Self {
+        self.stop = Some(stop);
+        self
     }
 
-    fn scan(&mut self, mut bytes: &[u8]) -> Result<(), BuildError> {
+    /// The next bytes of the blob. Waits while too many wait; what is wrong with them may only be
+    /// told later.
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), BuildError> {
         while !bytes.is_empty() {
-            let room = PIECE_LEN - self.piece.len();
+            let room = self.piece_len - self.piece.len();
             let (now, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
             bytes = rest;
             self.piece.extend_from_slice(now);
-            self.blob_size += now.len() as u64;
-            match &mut self.scan {
-                Scan::Gzip(scan) => scan.feed(now, &mut self.output, &mut self.cuts)?,
-                Scan::Zstd(scan) => scan.feed(now, &mut self.output, &mut self.cuts)?,
-                Scan::Stored(scan) => scan.feed(now, &mut self.output, &mut self.cuts)?,
-                Scan::Undecided(_) => unreachable!("bytes are scanned once the scan is chosen"),
-            }
-            if self.piece.len() == PIECE_LEN {
-                let piece = std::mem::replace(&mut self.piece, self.blob.buffer());
-                self.blob.hash(piece, std::mem::take(&mut self.cuts));
+            if self.piece.len() == self.piece_len {
+                self.push()?;
             }
         }
         Ok(())
     }
+
+    /// The blob has ended.
+    pub fn finish(mut self) -> Result<Built, BuildError> {
+        if !self.piece.is_empty() {
+            self.push()?;
+        }
+        let stop = self.stop;
+        self.feed.complete(&|| is_set(stop))?;
+        let build_tool = std::mem::take(&mut self.build_tool);
+        Ok(self.join()?.into_built(build_tool))
+    }
+
+    fn push(&mut self) -> Result<(), BuildError> {
+        let piece = std::mem::replace(&mut self.piece, self.spent.take(0));
+        let stop = self.stop;
+        match self.feed.push(Arc::new(piece), &|| is_set(stop))? {
+            true => Ok(()),
+            false => self.join().map(drop),
+        }
+    }
+
+    /// What the scan found.
+    fn join(&mut self) -> Result<Finished, BuildError> {
+        let joined = self.scan.take().map(JoinHandle::join);
+        joined
+            .unwrap_or(Ok(Err(BuildError::Stopped)))
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
-impl Scan {
-    fn of(compression: Compression, span_size: u64) -> Result<Self, BuildError> {
-        Ok(match compression {
-            Compression::Gzip => Self::Gzip(GzipScan::new(span_size)),
-            Compression::Zstd => Self::Zstd(ZstdScan::new(span_size)?),
-            Compression::Uncompressed if span_size == 0 => return Err(BuildError::SpanSize),
-            Compression::Uncompressed => Self::Stored(StoredScan::new(span_size)),
-        })
+impl Drop for LayerBuilder<'_> {
+    fn drop(&mut self) {
+        self.feed.give_up();
+        // What it found is of no interest.
+        drop(self.scan.take().map(JoinHandle::join));
     }
+}
+
+fn is_set(stop: Option<&AtomicBool>) -> bool {
+    stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
 }
 
 /// Compression of a blob, by its first four bytes, as containerd tells it.
@@ -347,4 +332,26 @@ pub fn compression_of(head: &[u8]) -> Compression {
         Some(word) if word == ZSTD || word & !0xf == ZSTD_SKIPPABLE => Compression::Zstd,
         _ => Compression::Uncompressed,
     }
+}
+
+/// For fuzzing: whether a pass over `blob`, cut into pieces of `piece_len`, gives with helpers what it
+/// gives without: tar and zTOC, or the same kind of fault.
+pub(crate) fn is_same_with_helpers(blob: &[u8], piece_len: usize, options: &BuildOptions) -> bool {
+    let shape = Shape { piece_len, stretch_pieces: 2 };
+    let pass = |is_helped| {
+        let tar = Arc::new(Mutex::new(Vec::new()));
+        let gathered = Arc::clone(&tar);
+        let sink = Box::new(move |_: UncompressedOffset, bytes: &[u8]| {
+            gathered.lock().extend_from_slice(bytes);
+            Ok(())
+        });
+        let built = scan::run_alone(blob, shape, is_helped, options.clone(), sink);
+        let ztoc = match built.map_err(|error| std::mem::discriminant(&error))?.toc {
+            Toc::Lazy(ztoc) => Some(ztoc.encode()),
+            Toc::Whole { .. } => None,
+        };
+        Ok((std::mem::take(&mut *tar.lock()), ztoc))
+    };
+    let in_order: Result<_, std::mem::Discriminant<BuildError>> = pass(false);
+    pass(true) == in_order
 }

@@ -1,61 +1,51 @@
-//! The uncompressed side of a build: sink, tar reader, span sums and diffID.
+//! The uncompressed side of a build: what a scan produces, gathered in chunks.
 
-use spanfs_layer::tar::{Archive, Limits, Reader};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use spanfs_layer::ztoc::WINDOW_LEN;
-use spanfs_layer::{Digest, Record, UncompressedOffset};
 
-use super::hashing::HashThread;
-use super::sums::{SpanSum, SpanSums};
+use super::spent::Spent;
+use super::tar::{Chunk, Tar, TarThread};
 use super::{BuildError, Sink};
 
 /// Bytes gathered before they go on. Small enough to stay in a core's cache until they are hashed.
 const CHUNK_LEN: usize = 512 << 10;
 
+/// A chunk behind its window.
+pub(super) const BUFFER_LEN: usize = WINDOW_LEN + CHUNK_LEN;
+
 /// Gathers what a scan produces, behind the window of what came before.
-pub(super) struct Output<S> {
-    sink: S,
-    tar: Reader,
-    records: Vec<Record>,
-    sums: SpanSums,
-    /// `None` where the blob is the tar: its digest is known anyway.
-    diff: Option<HashThread>,
+pub(super) struct Output {
+    tar: TarThread,
+    spent: Spent<u8>,
+    /// Nobody wants it any more.
+    is_given_up: Arc<AtomicBool>,
     /// The last [`WINDOW_LEN`] bytes that went on (zeros at first), then new ones.
     buffer: Vec<u8>,
     /// End of the new bytes in `buffer`.
     filled: usize,
     /// Position in the tar of the first new byte.
     start: u64,
+    /// Where spans begin among the new bytes.
+    starts: Vec<u64>,
     len_max: u64,
 }
 
-/// What came out.
-pub(super) struct Tar {
-    pub(super) records: Vec<Record>,
-    pub(super) sums: Vec<SpanSum>,
-    pub(super) archive: Archive,
-    pub(super) len: u64,
-    pub(super) diff_id: Option<Digest>,
-}
-
-impl<S: Sink> Output<S> {
-    pub(super) fn new(sink: S, len_max: u64) -> Result<Self, BuildError> {
-        let diff = HashThread::start("hash-tar").map_err(BuildError::Start)?;
-        Ok(Self {
-            sink,
-            tar: Reader::new(Limits::default()),
-            records: Vec::new(),
-            sums: SpanSums::default(),
-            diff: Some(diff),
-            buffer: vec![0; WINDOW_LEN + CHUNK_LEN],
-            filled: WINDOW_LEN,
-            start: 0,
-            len_max,
-        })
-    }
-
-    /// Leave the digest to whoever hashes the blob.
-    pub(super) fn without_diff_id(&mut self) {
-        self.diff = None;
+impl Output {
+    /// `is_hashed` says whether the tar's digest is wanted.
+    pub(super) fn start(
+        sink: Box<dyn Sink>,
+        spent: Spent<u8>,
+        is_hashed: bool,
+        is_given_up: Arc<AtomicBool>,
+        len_max: u64,
+    ) -> Result<Self, BuildError> {
+        let tar = TarThread::start(sink, spent.clone(), is_hashed).map_err(BuildError::Start)?;
+        let mut buffer = spent.take(BUFFER_LEN);
+        buffer.iter_mut().take(WINDOW_LEN).for_each(|byte| *byte = 0);
+        let (filled, start, starts) = (WINDOW_LEN, 0, Vec::new());
+        Ok(Self { tar, spent, is_given_up, buffer, filled, start, starts, len_max })
     }
 
     /// Bytes that have come so far.
@@ -72,7 +62,11 @@ impl<S: Sink> Output<S> {
     /// The same with what came before it, and how much that is: a window at least.
     pub(super) fn space(&mut self) -> Result<(&mut [u8], usize), BuildError> {
         if self.filled == self.buffer.len() {
-            self.pass_on()?;
+            let mut next = self.spent.take(BUFFER_LEN);
+            if let Some(window) = next.get_mut(..WINDOW_LEN) {
+                window.copy_from_slice(self.window());
+            }
+            self.adopt(next)?;
         }
         Ok((&mut self.buffer, self.filled))
     }
@@ -87,51 +81,49 @@ impl<S: Sink> Output<S> {
         Ok(())
     }
 
+    /// Go on in another buffer: a window of what has come, then room, of which some may be filled.
+    pub(super) fn adopt(&mut self, next: Vec<u8>) -> Result<(), BuildError> {
+        assert_eq!(next.len(), BUFFER_LEN);
+        self.pass_on(next, false)
+    }
+
+    fn pass_on(&mut self, next: Vec<u8>, is_last: bool) -> Result<(), BuildError> {
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return Err(BuildError::Stopped);
+        }
+        self.start = self.position();
+        let mut bytes = std::mem::replace(&mut self.buffer, next);
+        bytes.truncate(self.filled);
+        self.filled = WINDOW_LEN;
+        self.tar.take(Chunk { bytes, starts: std::mem::take(&mut self.starts), is_last })
+    }
+
     /// A span begins at `at`, which has not gone on yet.
     pub(super) fn begin_span(&mut self, at: u64) {
-        self.sums.begin(at);
+        self.starts.push(at);
+    }
+
+    /// The last `len` bytes that came, of those that have not gone on yet.
+    pub(super) fn last(&self, len: usize) -> &[u8] {
+        self.buffer.get(self.filled - len..self.filled).unwrap_or_default()
     }
 
     /// The 32 KiB before the position, filled up with zeros in front.
     pub(super) fn window(&self) -> &[u8] {
-        self.buffer.get(self.filled - WINDOW_LEN..self.filled).unwrap_or_default()
-    }
-
-    fn pass_on(&mut self) -> Result<(), BuildError> {
-        let at = UncompressedOffset(self.start);
-        let content = self.buffer.get(WINDOW_LEN..self.filled).unwrap_or_default();
-        self.tar.feed(content, &mut self.records)?;
-        self.sums.update(content);
-        (self.sink)(at, content).map_err(|source| BuildError::Sink { at, source })?;
-        self.start += content.len() as u64;
-        self.start_chunk();
-        Ok(())
-    }
-
-    /// Give the full buffer to the hashing thread and go on in another, behind the same window.
-    fn start_chunk(&mut self) {
-        let Some(diff) = &self.diff else {
-            self.buffer.copy_within(self.filled - WINDOW_LEN..self.filled, 0);
-            self.filled = WINDOW_LEN;
-            return;
-        };
-        let mut next = diff.spent_buffer();
-        next.resize(WINDOW_LEN + CHUNK_LEN, 0);
-        if let Some(window) = next.get_mut(..WINDOW_LEN) {
-            window.copy_from_slice(self.window());
-        }
-        let mut full = std::mem::replace(&mut self.buffer, next);
-        full.truncate(self.filled);
-        self.filled = WINDOW_LEN;
-        diff.hash_from(full, WINDOW_LEN);
+        self.last(WINDOW_LEN)
     }
 
     /// Nothing more comes.
     pub(super) fn finish(mut self) -> Result<Tar, BuildError> {
-        self.pass_on()?;
-        let Self { tar, records, sums, diff, start: len, .. } = self;
-        let archive = tar.finish()?;
-        let diff_id = diff.map(|diff| diff.finish().whole);
-        Ok(Tar { records, sums: sums.finish(), archive, len, diff_id })
+        self.pass_on(Vec::new(), true)?;
+        self.tar.end()
+    }
+
+    /// The scan failed; what was wrong with what came before is told first.
+    pub(super) fn fail(mut self, error: BuildError) -> BuildError {
+        match self.tar.end() {
+            Ok(_) | Err(BuildError::Stopped) => error,
+            Err(earlier) => earlier,
+        }
     }
 }

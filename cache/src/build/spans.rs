@@ -20,8 +20,10 @@ use spanfs_layer::{
     Algorithm, Digest, Hasher, Record, Restart, SpanTable, UncompressedOffset, Ztoc,
 };
 
+use super::backlog::PIECE_LEN;
 use super::hashing::{Cut, HashThread};
-use super::{BuildError, Built, PIECE_LEN, SpanSum, Toc};
+use super::spent::Spent;
+use super::{BuildError, Built, SPENT_PIECES_MAX, SpanSum, Toc};
 use crate::crc::crc32;
 use crate::inflate::{Decoder, HEADROOM, InflatedSpan, Pool, VerifiedSpan};
 
@@ -122,6 +124,7 @@ pub struct SpanBuilder<'a> {
     priority: Priority,
     sink: Arc<SpanSink>,
     blob: HashThread,
+    spent_pieces: Spent<u8>,
     blob_size: u64,
     /// The next span whose digest begins.
     next_cut: usize,
@@ -188,13 +191,16 @@ impl<'a> SpanBuilder<'a> {
         priority: Priority,
         sink: Arc<SpanSink>,
     ) -> Result<Self, SpansError> {
+        let spent_pieces = Spent::new(SPENT_PIECES_MAX);
+        let blob = HashThread::start("hash-blob", spent_pieces.clone());
         Ok(Self {
             layer,
             known: Arc::new(known),
             pool,
             priority,
             sink,
-            blob: HashThread::start("hash-blob").map_err(BuildError::Start)?,
+            blob: blob.map_err(BuildError::Start)?,
+            spent_pieces,
             blob_size: 0,
             next_cut: 0,
             number: 0,
@@ -218,9 +224,9 @@ impl<'a> SpanBuilder<'a> {
                 cuts.push(cut);
                 self.next_cut += 1;
             }
-            let mut buffer = self.blob.buffer();
+            let mut buffer = self.spent_pieces.take(0);
             buffer.extend_from_slice(piece);
-            self.blob.hash(buffer, cuts);
+            self.blob.hash(Arc::new(buffer), cuts);
             self.gather(piece)?;
             self.blob_size = end;
         }
@@ -326,6 +332,7 @@ impl<'a> SpanBuilder<'a> {
             uncompressed_len: len,
             archive,
             span_sums: sums,
+            len_ahead: 0,
         })
     }
 }

@@ -2,9 +2,9 @@
 
 use spanfs_layer::ztoc::Restarts;
 
+use super::BuildError;
 use super::hashing::Cut;
 use super::output::Output;
-use super::{BuildError, Sink};
 
 pub(super) struct StoredScan {
     span_size: u64,
@@ -18,12 +18,13 @@ impl StoredScan {
         Self { span_size, at: 0, next_cut: 0 }
     }
 
-    pub(super) fn feed<S: Sink>(
+    /// The next bytes; gives how many have come.
+    pub(super) fn feed(
         &mut self,
         mut input: &[u8],
-        output: &mut Output<S>,
+        output: &mut Output,
         cuts: &mut Vec<Cut>,
-    ) -> Result<(), BuildError> {
+    ) -> Result<u64, BuildError> {
         let end = self.at + input.len() as u64;
         while self.next_cut < end {
             cuts.push(Cut { at: self.next_cut, is_shared: false });
@@ -42,7 +43,7 @@ impl StoredScan {
             }
             output.advance(len)?;
         }
-        Ok(())
+        Ok(self.at)
     }
 
     pub(super) fn finish(self) -> Restarts {

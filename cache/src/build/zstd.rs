@@ -8,7 +8,8 @@ use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use super::hashing::Cut;
 use super::output::Output;
-use super::{BuildError, NotLazy, SPANS_MAX, Scanned, Sink};
+use super::scan::Scanned;
+use super::{BuildError, NotLazy, SPANS_MAX};
 use crate::inflate::{SPAN_BYTES_MAX, zstd_decoder};
 
 pub(super) struct ZstdScan {
@@ -36,18 +37,19 @@ impl ZstdScan {
         })
     }
 
-    pub(super) fn feed<S: Sink>(
+    /// The next bytes; gives how many have come.
+    pub(super) fn feed(
         &mut self,
         input: &[u8],
-        output: &mut Output<S>,
+        output: &mut Output,
         cuts: &mut Vec<Cut>,
-    ) -> Result<(), BuildError> {
+    ) -> Result<u64, BuildError> {
         let mut input = InBuffer::around(input);
         loop {
             let has_input = input.pos() < input.src.len();
             if self.is_between_frames {
                 if !has_input {
-                    return Ok(());
+                    return Ok(self.at);
                 }
                 self.frame_count += 1;
                 self.at_frame(output, cuts);
@@ -62,13 +64,13 @@ impl ZstdScan {
             output.advance(produced)?;
             self.is_between_frames = hint == 0;
             if !self.is_between_frames && consumed == 0 && produced == 0 {
-                return Ok(());
+                return Ok(self.at);
             }
         }
     }
 
     /// A frame begins: perhaps a span, too.
-    fn at_frame<S: Sink>(&mut self, output: &mut Output<S>, cuts: &mut Vec<Cut>) {
+    fn at_frame(&mut self, output: &mut Output, cuts: &mut Vec<Cut>) {
         let position = output.position();
         let since_last = self.frames.last().map(|last| position - last.output.0);
         if since_last.is_some_and(|len| len < self.span_size) || self.not_lazy.is_some() {

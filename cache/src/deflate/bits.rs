@@ -10,6 +10,12 @@ pub(crate) struct Bits {
 }
 
 impl Bits {
+    /// Those of a byte that are left when `count` of them, less than 8, are not used yet.
+    pub(super) fn high(byte: u8, count: u32) -> Self {
+        debug_assert!(count < 8);
+        Self { hold: u64::from(byte) >> (8 - count), count }
+    }
+
     /// Take bytes of `input` while there is room.
     pub(super) fn refill(&mut self, input: &mut &[u8]) {
         while self.count < 56

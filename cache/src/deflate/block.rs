@@ -2,6 +2,8 @@
 
 use super::BadStream;
 use super::bits::Bits;
+use super::flow::Flow;
+use super::symbol::Symbol;
 use super::table::{self, Gaps};
 
 /// The codes of a block.
@@ -194,61 +196,65 @@ pub(super) enum Stop {
 }
 
 /// Symbols one by one; each is taken as a whole or not at all.
-pub(super) fn symbols(
+pub(super) fn symbols<S: Symbol>(
     codes: &Codes,
-    bits: &mut Bits,
-    input: &mut &[u8],
-    buffer: &mut [u8],
-    filled: &mut usize,
-    floor: usize,
+    flow: &mut Flow<'_, '_, S>,
 ) -> Result<Stop, BadStream> {
-    let start = *filled;
+    let start = flow.filled;
     loop {
         // The first symbol is the one that the fast loop left.
-        if *filled > start && super::fast::fits(input, buffer, *filled) {
+        if flow.filled > start && super::fast::fits(flow) {
             return Ok(Stop::FastAgain);
         }
-        bits.refill(input);
-        let mut ahead = *bits;
+        flow.bits.refill(flow.input);
+        let mut ahead = flow.bits;
         let Some(entry) = entry(&codes.literals, table::LITERAL_BITS, &mut ahead) else {
             return Ok(Stop::NeedsInput);
         };
         if entry & table::LITERAL != 0 {
-            let Some(to) = buffer.get_mut(*filled) else { return Ok(Stop::NeedsRoom) };
-            *to = (entry >> 16) as u8;
-            *filled += 1;
+            let Some(to) = flow.buffer.get_mut(flow.filled) else { return Ok(Stop::NeedsRoom) };
+            *to = S::of((entry >> 16) as u8);
+            flow.filled += 1;
             ahead.drop(table::bits(entry));
-            *bits = ahead;
+            flow.bits = ahead;
             continue;
         }
         if entry & table::END_OF_BLOCK != 0 {
             ahead.drop(table::bits(entry));
-            *bits = ahead;
+            flow.bits = ahead;
             return Ok(Stop::End);
         }
-        if entry & table::EXCEPTIONAL != 0 {
-            return Err(BadStream("invalid literal/length code"));
-        }
-        let len = table::value(entry, ahead.hold);
-        ahead.drop(table::bits(entry));
-        let Some(entry) = self::entry(&codes.distances, table::DISTANCE_BITS, &mut ahead) else {
+        let Some((len, distance)) = pair(codes, entry, &mut ahead)? else {
             return Ok(Stop::NeedsInput);
         };
-        if entry & table::EXCEPTIONAL != 0 {
-            return Err(BadStream("invalid distance code"));
-        }
-        let distance = table::value(entry, ahead.hold);
-        ahead.drop(table::bits(entry));
-        *bits = ahead;
-        if distance > *filled - floor {
+        flow.bits = ahead;
+        if distance > flow.filled - flow.floor {
             return Err(BadStream("invalid distance too far back"));
         }
-        let room = buffer.len() - *filled;
-        copy(buffer, filled, len.min(room), distance);
+        let room = flow.buffer.len() - flow.filled;
+        copy(flow, len.min(room), distance);
         if len > room {
             return Ok(Stop::Copy { len: len - room, distance });
         }
     }
+}
+
+/// Length and distance of the copy that `entry` begins; `None` if not all of it has come.
+fn pair(codes: &Codes, entry: u32, bits: &mut Bits) -> Result<Option<(usize, usize)>, BadStream> {
+    if entry & table::EXCEPTIONAL != 0 {
+        return Err(BadStream("invalid literal/length code"));
+    }
+    let len = table::value(entry, bits.hold);
+    bits.drop(table::bits(entry));
+    let Some(entry) = self::entry(&codes.distances, table::DISTANCE_BITS, bits) else {
+        return Ok(None);
+    };
+    if entry & table::EXCEPTIONAL != 0 {
+        return Err(BadStream("invalid distance code"));
+    }
+    let distance = table::value(entry, bits.hold);
+    bits.drop(table::bits(entry));
+    Ok(Some((len, distance)))
 }
 
 /// The entry for the next bits, those of a link to its table dropped; `None` if not all have come.
@@ -266,13 +272,13 @@ fn entry<const N: usize>(table: &[u32; N], table_bits: u32, bits: &mut Bits) -> 
     (table::bits(entry) <= bits.count).then_some(entry)
 }
 
-/// Append `len` bytes that stand `distance` before the end; the caller checked both.
-pub(super) fn copy(buffer: &mut [u8], filled: &mut usize, len: usize, distance: usize) {
-    for at in *filled..*filled + len {
-        let byte = buffer.get(at - distance).copied().unwrap_or_default();
-        if let Some(to) = buffer.get_mut(at) {
-            *to = byte;
+/// Append `len` symbols that stand `distance` before the end; the caller checked both.
+pub(super) fn copy<S: Symbol>(flow: &mut Flow<'_, '_, S>, len: usize, distance: usize) {
+    for at in flow.filled..flow.filled + len {
+        let symbol = flow.buffer.get(at - distance).copied().unwrap_or_default();
+        if let Some(to) = flow.buffer.get_mut(at) {
+            *to = symbol;
         }
     }
-    *filled += len;
+    flow.filled += len;
 }

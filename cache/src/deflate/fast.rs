@@ -3,6 +3,8 @@
 use super::BadStream;
 use super::bits::Bits;
 use super::block::Codes;
+use super::flow::Flow;
+use super::symbol::Symbol;
 use super::table;
 
 /// Input that one round takes at most, and what a refill reads beyond it.
@@ -11,12 +13,12 @@ const INPUT_MARGIN: usize = 32;
 /// Room that one round takes at most: three literals, the longest copy, and its last whole chunk.
 const ROOM_MARGIN: usize = 3 + 258 + CHUNK_LEN;
 
-/// Bytes copied at once.
+/// Symbols copied at once.
 const CHUNK_LEN: usize = 16;
 
 /// Whether there is enough of both for a round.
-pub(super) fn fits(input: &[u8], buffer: &[u8], filled: usize) -> bool {
-    input.len() >= INPUT_MARGIN && buffer.len() - filled >= ROOM_MARGIN
+pub(super) fn fits<S>(flow: &Flow<'_, '_, S>) -> bool {
+    flow.input.len() >= INPUT_MARGIN && flow.buffer.len() - flow.filled >= ROOM_MARGIN
 }
 
 const LITERAL_MASK: u64 = (1 << table::LITERAL_BITS) - 1;
@@ -45,6 +47,40 @@ impl Reader<'_> {
         self.hold >>= table::bits(entry);
         self.count = self.count.wrapping_sub(table::bits(entry));
     }
+
+    /// The entry that a link to a sub-table leads to.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a mask keeps the index in the table")]
+    fn follow<const N: usize>(&mut self, link: u32, table: &[u32; N]) -> u32 {
+        let start = (link >> 16) as usize;
+        let sub_bits = link >> 8 & 0xf;
+        self.drop(link);
+        let index = start + (self.hold & !(u64::MAX << sub_bits)) as usize;
+        table[index & (N - 1)]
+    }
+
+    /// How far back a copy reaches.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a mask keeps the index in the table")]
+    fn distance(&mut self, codes: &Codes) -> Result<usize, BadStream> {
+        let mut entry = codes.distances[(self.hold & DISTANCE_MASK) as usize];
+        if self.count < 28 {
+            self.refill();
+            entry = codes.distances[(self.hold & DISTANCE_MASK) as usize];
+        }
+        if entry & table::EXCEPTIONAL != 0 {
+            if entry & table::SUB_TABLE == 0 {
+                return Err(BadStream("invalid distance code"));
+            }
+            entry = self.follow(entry, &codes.distances);
+            if entry & table::EXCEPTIONAL != 0 {
+                return Err(BadStream("invalid distance code"));
+            }
+        }
+        let distance = table::value(entry, self.hold);
+        self.drop(entry);
+        Ok(distance)
+    }
 }
 
 /// Symbols while input and room have a margin. Ends before the end of the block, and before what
@@ -57,36 +93,32 @@ impl Reader<'_> {
     clippy::indexing_slicing,
     reason = "masks keep indices in tables, the margin keeps them in the buffer"
 )]
-pub(crate) fn symbols(
+pub(crate) fn symbols<S: Symbol>(
     codes: &Codes,
-    bits: &mut Bits,
-    input: &mut &[u8],
-    buffer: &mut [u8],
-    filled: &mut usize,
-    floor: usize,
+    flow: &mut Flow<'_, '_, S>,
 ) -> Result<(), BadStream> {
-    if !fits(input, buffer, *filled) {
+    if !fits(flow) {
         return Ok(());
     }
+    let (buffer, floor, mut at) = (&mut *flow.buffer, flow.floor, flow.filled);
     let room_end = buffer.len() - ROOM_MARGIN;
-    let mut at = *filled;
-    let mut reader = Reader { input, hold: bits.hold, count: bits.count };
+    let mut reader = Reader { input: flow.input, hold: flow.bits.hold, count: flow.bits.count };
     reader.refill();
     let mut entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
     // In each round `entry` is that of the next bits, of which there are 56 at least.
     while reader.input.len() >= INPUT_MARGIN && at <= room_end {
         if entry & table::LITERAL != 0 {
-            buffer[at] = (entry >> 16) as u8;
+            buffer[at] = S::of((entry >> 16) as u8);
             at += 1;
             reader.drop(entry);
             entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
             if entry & table::LITERAL != 0 {
-                buffer[at] = (entry >> 16) as u8;
+                buffer[at] = S::of((entry >> 16) as u8);
                 at += 1;
                 reader.drop(entry);
                 entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
                 if entry & table::LITERAL != 0 {
-                    buffer[at] = (entry >> 16) as u8;
+                    buffer[at] = S::of((entry >> 16) as u8);
                     at += 1;
                     reader.drop(entry);
                     reader.refill();
@@ -101,13 +133,9 @@ pub(crate) fn symbols(
             if entry & table::SUB_TABLE == 0 {
                 break;
             }
-            let start = (entry >> 16) as usize;
-            let sub_bits = entry >> 8 & 0xf;
-            reader.drop(entry);
-            let index = start + (reader.hold & !(u64::MAX << sub_bits)) as usize;
-            entry = codes.literals[index & (table::LITERAL_TABLE_LEN - 1)];
+            entry = reader.follow(entry, &codes.literals);
             if entry & table::LITERAL != 0 {
-                buffer[at] = (entry >> 16) as u8;
+                buffer[at] = S::of((entry >> 16) as u8);
                 at += 1;
                 reader.drop(entry);
                 reader.refill();
@@ -121,26 +149,7 @@ pub(crate) fn symbols(
         }
         let len = table::value(entry, reader.hold);
         reader.drop(entry);
-        let mut distance_entry = codes.distances[(reader.hold & DISTANCE_MASK) as usize];
-        if reader.count < 28 {
-            reader.refill();
-            distance_entry = codes.distances[(reader.hold & DISTANCE_MASK) as usize];
-        }
-        if distance_entry & table::EXCEPTIONAL != 0 {
-            if distance_entry & table::SUB_TABLE == 0 {
-                return Err(BadStream("invalid distance code"));
-            }
-            let start = (distance_entry >> 16) as usize;
-            let sub_bits = distance_entry >> 8 & 0xf;
-            reader.drop(distance_entry);
-            let index = start + (reader.hold & !(u64::MAX << sub_bits)) as usize;
-            distance_entry = codes.distances[index & (table::DISTANCE_TABLE_LEN - 1)];
-            if distance_entry & table::EXCEPTIONAL != 0 {
-                return Err(BadStream("invalid distance code"));
-            }
-        }
-        let distance = table::value(distance_entry, reader.hold);
-        reader.drop(distance_entry);
+        let distance = reader.distance(codes)?;
         if distance > at - floor {
             return Err(BadStream("invalid distance too far back"));
         }
@@ -150,25 +159,25 @@ pub(crate) fn symbols(
         copy(buffer, at, len, distance);
         at += len;
     }
-    let Reader { input: rest, hold, count } = reader;
-    *input = rest;
-    *bits = Bits { hold: hold & !(u64::MAX << count), count };
-    *filled = at;
+    let Reader { input, hold, count } = reader;
+    *flow.input = input;
+    flow.bits = Bits { hold: hold & !(u64::MAX << count), count };
+    flow.filled = at;
     Ok(())
 }
 
-/// Copy `len` bytes to `at` from `distance` before it, and perhaps up to a chunk more.
+/// Copy `len` symbols to `at` from `distance` before it, and perhaps up to a chunk more.
 #[inline(always)]
 #[expect(
     clippy::indexing_slicing,
     reason = "the caller checked the distance and keeps a margin of room"
 )]
-fn copy(buffer: &mut [u8], at: usize, len: usize, distance: usize) {
+fn copy<S: Symbol>(buffer: &mut [S], at: usize, len: usize, distance: usize) {
     let from = at - distance;
     if distance >= CHUNK_LEN {
         let mut done = 0;
         loop {
-            let mut chunk = [0; CHUNK_LEN];
+            let mut chunk = [S::default(); CHUNK_LEN];
             chunk.copy_from_slice(&buffer[from + done..from + done + CHUNK_LEN]);
             buffer[at + done..at + done + CHUNK_LEN].copy_from_slice(&chunk);
             done += CHUNK_LEN;
@@ -177,13 +186,13 @@ fn copy(buffer: &mut [u8], at: usize, len: usize, distance: usize) {
             }
         }
     } else if distance == 1 {
-        let byte = buffer[from];
-        buffer[at..at + len].fill(byte);
+        let symbol = buffer[from];
+        buffer[at..at + len].fill(symbol);
     } else {
-        // Each step leaves `distance` right bytes more.
+        // Each step leaves `distance` right symbols more.
         let mut done = 0;
         while done < len {
-            let mut chunk = [0; CHUNK_LEN];
+            let mut chunk = [S::default(); CHUNK_LEN];
             chunk.copy_from_slice(&buffer[from + done..from + done + CHUNK_LEN]);
             buffer[at + done..at + done + CHUNK_LEN].copy_from_slice(&chunk);
             done += distance;

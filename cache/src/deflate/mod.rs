@@ -9,23 +9,50 @@
 mod bits;
 mod block;
 mod fast;
+mod flow;
 mod head;
+mod search;
+mod symbol;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use crate::sys::{crc32_append, fast_symbols};
+use crate::sys::fast_symbols;
 
-pub(crate) use bits::Bits;
+use bits::Bits;
 pub(crate) use block::Codes;
 use block::Lengths;
 pub(crate) use fast::symbols;
+pub(crate) use flow::Flow;
 use head::Head;
+pub(crate) use search::find_block;
+pub(crate) use symbol::{Meaning, Symbol, is_known, unknown_window};
 
 /// The bytes are not what the format allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct BadStream(pub(crate) &'static str);
+
+/// Where a block begins in a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Position of its first whole byte.
+    pub(crate) at: u64,
+    /// High-order bits of the byte before that belong to it, too.
+    pub(crate) bits: u8,
+}
+
+impl Place {
+    /// Behind so many bits of the blob.
+    pub(crate) fn behind(bits: u64) -> Self {
+        Self { at: bits.div_ceil(8), bits: ((8 - bits % 8) % 8) as u8 }
+    }
+
+    /// Bits of the blob before it.
+    pub(crate) fn in_bits(self) -> u64 {
+        8 * self.at - u64::from(self.bits)
+    }
+}
 
 /// Why a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +62,7 @@ pub(crate) enum Event {
     /// The buffer is full.
     NeedsRoom,
     /// A block begins.
-    Block {
-        /// Position in the blob of its first whole byte.
-        at: u64,
-        /// High-order bits of the byte before that belong to it, too.
-        bits: u8,
-    },
+    Block(Place),
     /// A member is complete and its trailer right; another may follow.
     End {
         /// Position in the blob behind it.
@@ -68,8 +90,8 @@ pub(crate) struct Inflate {
     /// The block under way is its member's last.
     is_last: bool,
     codes: Box<Codes>,
-    /// Of the output of this member.
-    crc: u32,
+    /// Of the output of this member; `None` where not all of it is known.
+    crc: Option<u32>,
     len: u64,
 }
 
@@ -101,25 +123,53 @@ impl Inflate {
             taken: 0,
             is_last: false,
             codes: Box::default(),
-            crc: 0,
+            crc: Some(0),
             len: 0,
         }
     }
 
+    /// Decoder at a block inside a member, behind a window of which nothing is known. It can't tell
+    /// whether the member's trailer is right, and refuses it.
+    pub(crate) fn inside(place: Place, before: u8) -> Self {
+        let mut decoder = Self { crc: None, len: DISTANCE_MAX, ..Self::new() };
+        decoder.go_on(place, before);
+        decoder
+    }
+
+    /// Go on at a block further on in the same member, where `before` is the byte before it. Somebody
+    /// else decoded what lies between; see [`Self::sum_up`].
+    pub(crate) fn go_on(&mut self, place: Place, before: u8) {
+        self.state = State::BlockHead;
+        self.bits = Bits::high(before, place.bits.into());
+        self.taken = place.at;
+    }
+
+    /// These bytes of the member's output came from somebody else.
+    pub(crate) fn sum_up(&mut self, bytes: &[u8]) {
+        self.crc = self.crc.map(|crc| Symbol::sum(crc, bytes));
+        self.len += bytes.len() as u64;
+    }
+
+    /// Whether copies may reach back as far as they ever can.
+    pub(crate) fn has_window(&self) -> bool {
+        self.len >= DISTANCE_MAX
+    }
+
     /// Decode on: from `input`, which moves on, to `buffer` behind `filled`, which moves on too.
     /// Before that must stand the last 32 KiB of output, or all there are.
-    pub(crate) fn step(
+    pub(crate) fn step<S: Symbol>(
         &mut self,
         input: &mut &[u8],
-        buffer: &mut [u8],
+        buffer: &mut [S],
         filled: &mut usize,
     ) -> Result<Event, BadStream> {
         let given = input.len();
+        let mut flow = Flow { bits: self.bits, input, buffer, filled: *filled, floor: 0 };
         let result = loop {
-            let from = *filled;
-            let event = self.advance(input, buffer, filled);
-            let new = buffer.get(from..*filled).unwrap_or_default();
-            self.crc = crc32_append(self.crc, new);
+            let from = flow.filled;
+            let event = self.advance(&mut flow);
+            let new = flow.buffer.get(from..flow.filled).unwrap_or_default();
+            self.crc = self.crc.map(|crc| S::sum(crc, new));
             self.len += new.len() as u64;
             match event {
                 Ok(Some(event)) => break Ok(event),
@@ -127,31 +177,28 @@ impl Inflate {
                 Err(bad) => break Err(bad),
             }
         };
+        (self.bits, *filled) = (flow.bits, flow.filled);
         self.taken += (given - input.len()) as u64;
-        let at = self.taken - u64::from(self.bits.count / 8);
+        let place = Place::behind(8 * self.taken - u64::from(self.bits.count));
         Ok(match result? {
             Pause::NeedsInput => Event::NeedsInput,
             Pause::NeedsRoom => Event::NeedsRoom,
-            Pause::Block => Event::Block { at, bits: (self.bits.count % 8) as u8 },
+            Pause::Block => Event::Block(place),
             Pause::End => {
-                (self.crc, self.len) = (0, 0);
-                Event::End { at }
+                (self.crc, self.len) = (Some(0), 0);
+                Event::End { at: place.at }
             }
         })
     }
 
     /// One state further. Ends at least where a block does, so that sums are right there.
-    fn advance(
+    fn advance<S: Symbol>(
         &mut self,
-        input: &mut &[u8],
-        buffer: &mut [u8],
-        filled: &mut usize,
+        flow: &mut Flow<'_, '_, S>,
     ) -> Result<Option<Pause>, BadStream> {
         let next = match &mut self.state {
             State::Head(head) => {
-                let Some(byte) = self.bits.take(8, input) else {
-                    return Ok(Some(Pause::NeedsInput));
-                };
+                let Some(byte) = flow.take(8) else { return Ok(Some(Pause::NeedsInput)) };
                 if !head.take(byte as u8)? {
                     return Ok(None);
                 }
@@ -159,27 +206,11 @@ impl Inflate {
                 return Ok(Some(Pause::Block));
             }
             State::BlockHead => {
-                let Some(head) = self.bits.take(3, input) else {
-                    return Ok(Some(Pause::NeedsInput));
-                };
-                self.is_last = head & 1 != 0;
-                match head >> 1 {
-                    0 => {
-                        self.bits.drop(self.bits.count % 8);
-                        State::StoredLen
-                    }
-                    1 => {
-                        self.codes.set_fixed()?;
-                        State::Symbols
-                    }
-                    2 => State::Lengths(Box::default()),
-                    _ => return Err(BadStream("invalid block type")),
-                }
+                let Some(head) = flow.take(3) else { return Ok(Some(Pause::NeedsInput)) };
+                self.block_head(head, &mut flow.bits)?
             }
             State::StoredLen => {
-                let Some(lens) = self.bits.take(32, input) else {
-                    return Ok(Some(Pause::NeedsInput));
-                };
+                let Some(lens) = flow.take(32) else { return Ok(Some(Pause::NeedsInput)) };
                 let (len, check) = (lens & 0xffff, lens >> 16);
                 if len != !check & 0xffff {
                     return Err(BadStream("invalid stored block lengths"));
@@ -187,30 +218,23 @@ impl Inflate {
                 State::Stored { left: len as usize }
             }
             State::Stored { left: 0 } => State::BlockEnd,
-            State::Stored { left } => {
-                return Ok(stored(left, &mut self.bits, input, buffer, filled));
-            }
+            State::Stored { left } => return Ok(stored(left, flow)),
             State::Lengths(lengths) => {
-                if !lengths.take(&mut self.bits, input, &mut self.codes)? {
+                if !lengths.take(&mut flow.bits, flow.input, &mut self.codes)? {
                     return Ok(Some(Pause::NeedsInput));
                 }
                 State::Symbols
             }
-            State::Symbols => {
-                let reach = self.len.min(DISTANCE_MAX) as usize;
-                let floor = filled.saturating_sub(reach);
-                fast_symbols(&self.codes, &mut self.bits, input, buffer, filled, floor)?;
-                match block::symbols(&self.codes, &mut self.bits, input, buffer, filled, floor)? {
-                    block::Stop::NeedsInput => return Ok(Some(Pause::NeedsInput)),
-                    block::Stop::NeedsRoom => return Ok(Some(Pause::NeedsRoom)),
-                    block::Stop::Copy { len, distance } => State::Copy { len, distance },
-                    block::Stop::FastAgain => return Ok(None),
-                    block::Stop::End => State::BlockEnd,
-                }
-            }
+            State::Symbols => match self.symbols(flow)? {
+                block::Stop::NeedsInput => return Ok(Some(Pause::NeedsInput)),
+                block::Stop::NeedsRoom => return Ok(Some(Pause::NeedsRoom)),
+                block::Stop::Copy { len, distance } => State::Copy { len, distance },
+                block::Stop::FastAgain => return Ok(None),
+                block::Stop::End => State::BlockEnd,
+            },
             State::Copy { len, distance } => {
-                let now = (*len).min(buffer.len() - *filled);
-                block::copy(buffer, filled, now, *distance);
+                let now = (*len).min(flow.buffer.len() - flow.filled);
+                block::copy(flow, now, *distance);
                 *len -= now;
                 match *len {
                     0 => State::Symbols,
@@ -218,66 +242,81 @@ impl Inflate {
                 }
             }
             State::BlockEnd if self.is_last => {
-                self.bits.drop(self.bits.count % 8);
+                flow.bits.drop(flow.bits.count % 8);
                 State::TrailerCrc
             }
             State::BlockEnd => {
                 self.state = State::BlockHead;
                 return Ok(Some(Pause::Block));
             }
-            State::TrailerCrc => {
-                let Some(crc) = self.bits.take(32, input) else {
-                    return Ok(Some(Pause::NeedsInput));
-                };
-                if crc != self.crc {
-                    return Err(BadStream("incorrect data check"));
-                }
-                State::TrailerLen
-            }
-            State::TrailerLen => {
-                let Some(len) = self.bits.take(32, input) else {
-                    return Ok(Some(Pause::NeedsInput));
-                };
-                if len != self.len as u32 {
-                    return Err(BadStream("incorrect length check"));
-                }
-                self.state = State::Head(Head::new());
-                return Ok(Some(Pause::End));
-            }
+            State::TrailerCrc | State::TrailerLen => return self.trailer(flow),
         };
         self.state = next;
         Ok(None)
     }
+
+    /// What follows the three bits that each block begins with.
+    fn block_head(&mut self, head: u32, bits: &mut Bits) -> Result<State, BadStream> {
+        self.is_last = head & 1 != 0;
+        match head >> 1 {
+            0 => {
+                bits.drop(bits.count % 8);
+                Ok(State::StoredLen)
+            }
+            1 => {
+                self.codes.set_fixed()?;
+                Ok(State::Symbols)
+            }
+            2 => Ok(State::Lengths(Box::default())),
+            _ => Err(BadStream("invalid block type")),
+        }
+    }
+
+    fn symbols<S: Symbol>(&self, flow: &mut Flow<'_, '_, S>) -> Result<block::Stop, BadStream> {
+        let reach = self.len.min(DISTANCE_MAX) as usize;
+        flow.floor = flow.filled.saturating_sub(reach);
+        fast_symbols(&self.codes, flow)?;
+        block::symbols(&self.codes, flow)
+    }
+
+    fn trailer<S>(&mut self, flow: &mut Flow<'_, '_, S>) -> Result<Option<Pause>, BadStream> {
+        let Some(found) = flow.take(32) else { return Ok(Some(Pause::NeedsInput)) };
+        if matches!(self.state, State::TrailerCrc) {
+            if self.crc != Some(found) {
+                return Err(BadStream("incorrect data check"));
+            }
+            self.state = State::TrailerLen;
+            return Ok(None);
+        }
+        if found != self.len as u32 {
+            return Err(BadStream("incorrect length check"));
+        }
+        self.state = State::Head(Head::new());
+        Ok(Some(Pause::End))
+    }
 }
 
 /// Bytes of a stored block; `None` once `left` has none.
-fn stored(
-    left: &mut usize,
-    bits: &mut Bits,
-    input: &mut &[u8],
-    buffer: &mut [u8],
-    filled: &mut usize,
-) -> Option<Pause> {
+fn stored<S: Symbol>(left: &mut usize, flow: &mut Flow<'_, '_, S>) -> Option<Pause> {
     while *left > 0 {
-        let room = buffer.get_mut(*filled..).unwrap_or_default();
-        let Some(first) = room.first_mut() else { return Some(Pause::NeedsRoom) };
-        if bits.count >= 8 {
-            *first = bits.hold as u8;
-            bits.drop(8);
-            *filled += 1;
+        let held = flow.bits;
+        let Some(first) = flow.room().first_mut() else { return Some(Pause::NeedsRoom) };
+        if held.count >= 8 {
+            *first = S::of(held.hold as u8);
+            flow.bits.drop(8);
+            flow.filled += 1;
             *left -= 1;
             continue;
         }
-        let len = room.len().min(input.len()).min(*left);
+        let len = flow.room().len().min(flow.input.len()).min(*left);
         if len == 0 {
             return Some(Pause::NeedsInput);
         }
-        if let (Some((now, rest)), Some(room)) = (input.split_at_checked(len), room.get_mut(..len))
-        {
-            room.copy_from_slice(now);
-            *input = rest;
-        }
-        *filled += len;
+        let input: &[u8] = flow.input;
+        let (now, rest) = input.split_at_checked(len).unwrap_or_default();
+        flow.room().iter_mut().zip(now).for_each(|(to, byte)| *to = S::of(*byte));
+        *flow.input = rest;
+        flow.filled += len;
         *left -= len;
     }
     None

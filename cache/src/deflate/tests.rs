@@ -39,7 +39,7 @@ fn ours(blob: &[u8], piece_len: usize, room: usize) -> Outcome {
             match event {
                 Ok(Event::NeedsInput) => break,
                 Ok(Event::NeedsRoom) => assert_eq!(filled, buffer.len()),
-                Ok(Event::Block { at, bits }) => blocks.push((at, bits, bytes.len() as u64)),
+                Ok(Event::Block(Place { at, bits })) => blocks.push((at, bits, bytes.len() as u64)),
                 Ok(Event::End { at }) => ends.push(at),
                 Err(_) => return Outcome { bytes, blocks, ends, is_bad: true },
             }
@@ -121,7 +121,7 @@ fn headers_are_read_as_zlib_reads_them() {
                 head.extend(b"\0");
             }
             if flags & 2 != 0 {
-                let crc = crc32_append(0, &head) as u16;
+                let crc = crate::sys::crc32_append(0, &head) as u16;
                 head.extend((if is_crc_right { crc } else { !crc }).to_le_bytes());
             }
             let blob = [head.as_slice(), &content, &head, &content].concat();

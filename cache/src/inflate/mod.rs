@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 pub use buffers::Buffers;
 pub use error::{InflateError, InflateFault, VerifyError, VerifyFault};
+pub(crate) use pool::{Crew, Turn};
 pub use pool::{Job, Pool, PoolFull, PoolOptions};
 pub use splice::HEADROOM;
 pub use verified::VerifiedSpan;

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,9 @@ struct Shared {
     room: Condvar,
     jobs_max: usize,
     bytes_max: usize,
+    /// See [`Turn`].
+    turns: AtomicUsize,
+    threads: usize,
 }
 
 #[derive(Default)]
@@ -100,6 +104,8 @@ impl Pool {
             room: Condvar::new(),
             jobs_max: options.jobs_max,
             bytes_max: options.bytes_max,
+            turns: AtomicUsize::new(0),
+            threads: options.threads.max(1),
         });
         let buffers = Buffers::new(options.buffer_bytes_max);
         let mut pool = Self { shared, threads: Vec::new() };
@@ -113,22 +119,12 @@ impl Pool {
 
     /// Queue `job`, which holds `bytes` bytes until it ran. Never waits.
     pub fn submit(&self, priority: Priority, bytes: usize, job: Job) -> Result<(), PoolFull> {
-        let mut queue = self.shared.queue.lock();
-        if !queue.has_room(bytes, &self.shared) {
-            return Err(PoolFull(job));
-        }
-        let [background, prefetch, on_demand] = &mut queue.levels;
-        let level = match priority {
-            Priority::Background => background,
-            Priority::Prefetch => prefetch,
-            Priority::OnDemand => on_demand,
-        };
-        level.push_back((job, bytes));
-        queue.jobs += 1;
-        queue.bytes += bytes;
-        drop(queue);
-        self.shared.work.notify_one();
-        Ok(())
+        self.shared.submit(priority, bytes, job)
+    }
+
+    /// Its threads, for work that only idle cores are to do.
+    pub(crate) fn crew(&self) -> Crew {
+        Crew(Arc::clone(&self.shared))
     }
 
     /// Wait until a job of `bytes` bytes would find room, at most `timeout`; true if it would.
@@ -152,6 +148,25 @@ impl Pool {
 }
 
 impl Shared {
+    fn submit(&self, priority: Priority, bytes: usize, job: Job) -> Result<(), PoolFull> {
+        let mut queue = self.queue.lock();
+        if queue.closed || !queue.has_room(bytes, self) {
+            return Err(PoolFull(job));
+        }
+        let [background, prefetch, on_demand] = &mut queue.levels;
+        let level = match priority {
+            Priority::Background => background,
+            Priority::Prefetch => prefetch,
+            Priority::OnDemand => on_demand,
+        };
+        level.push_back((job, bytes));
+        queue.jobs += 1;
+        queue.bytes += bytes;
+        drop(queue);
+        self.work.notify_one();
+        Ok(())
+    }
+
     fn run(&self, decoder: &mut Decoder) {
         while let Some(job) = self.next() {
             self.room.notify_all();
@@ -188,5 +203,43 @@ impl Drop for Pool {
                 tracing::error!("a decoding thread panicked");
             }
         }
+    }
+}
+
+/// The threads of a [`Pool`], for decoding ahead of one who decodes in order.
+#[derive(Clone)]
+pub(crate) struct Crew(Arc<Shared>);
+
+/// A core, as far as those who decode in order and ahead share them: there are as many turns as
+/// threads. Those who decode in order take theirs in any case, so that the others stand back.
+pub(crate) struct Turn(Arc<Shared>);
+
+impl Crew {
+    /// How many threads there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.threads
+    }
+
+    /// A core, if one is left.
+    pub(crate) fn turn(&self) -> Option<Turn> {
+        let turn = self.turn_in_any_case();
+        (self.0.turns.load(Ordering::Relaxed) <= self.0.threads).then_some(turn)
+    }
+
+    /// A core that others may have to share.
+    pub(crate) fn turn_in_any_case(&self) -> Turn {
+        self.0.turns.fetch_add(1, Ordering::Relaxed);
+        Turn(Arc::clone(&self.0))
+    }
+
+    /// Run `job` behind all that is queued; `false` if it can't be.
+    pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
+        self.0.submit(Priority::Background, 0, Box::new(move |_| job())).is_ok()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.turns.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,19 +1,18 @@
 //! The bytes of a blob through the builder into the part file, and what they must prove.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use parking_lot::Mutex;
 use spanfs_fetch::buffer::Download;
 use spanfs_layer::{Algorithm, Digest, Hasher, UncompressedOffset};
 
 use super::{WholeSpec, program, source};
 use crate::CacheError;
 use crate::build::{
-    BuildError, BuildOptions, Built, KnownToc, LayerBuilder, SpanBuilder, SpansError,
+    BuildError, BuildOptions, Built, KnownToc, LayerBuilder, Sink, SpanBuilder, SpansError,
 };
 use crate::cache::claim::Claim;
 use crate::layer_file::reserve;
@@ -73,27 +72,13 @@ pub(super) fn run(
     if let Some(passed) = by_spans(spec, works, claim, part, path)? {
         return Ok(passed);
     }
-    // The builder knows SHA-256 alone.
-    let mut tar_hash = other_hash(spec.diff_id.as_ref());
-    let mut reserved = 0;
-    let sink = |at: UncompressedOffset, bytes: &[u8]| {
-        // A chunk may inflate to a thousand times its length.
-        if spec.stop.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        tar_hash.iter_mut().for_each(|hash| hash.update(bytes));
-        let end = at.0 + bytes.len() as u64;
-        if end > reserved {
-            // If there is no room for so much, there may be for the bytes. What is too much goes when
-            // the file gets its length.
-            let len = reserved.clamp(RESERVE_LEN_MIN, RESERVE_LEN_MAX);
-            let _ = reserve(part, reserved, len);
-            reserved = end.max(reserved + len);
-        }
-        part.write_all_at(bytes, at.0)
-    };
     let failed = |error: BuildError| build_failed(spec, path, error);
-    let builder = |options: BuildOptions| LayerBuilder::new(options, sink).map_err(failed);
+    let file = part.try_clone().map_err(CacheError::storage("opening again", path))?;
+    let (sink, tar_hash) = sink(file, spec.diff_id.as_ref());
+    let builder = |options: BuildOptions| {
+        let builder = LayerBuilder::new(options, sink).map_err(failed)?;
+        Ok::<_, CacheError>(builder.helped_by(&works.pool).stopped_by(spec.stop))
+    };
     let (mut built, download) = match spec.program {
         None => decode_here(spec, claim, builder(spec.build.clone())?, failed)?,
         Some(program) => {
@@ -101,7 +86,7 @@ pub(super) fn run(
             program::decode(program, spec, claim, builder, failed)?
         }
     };
-    if let Some(hash) = tar_hash {
+    if let Some(hash) = tar_hash.lock().take() {
         built.diff_id = hash.finish();
     }
     check(layer, "its blob has digest", &built.blob_digest, &layer).map_err(Fault::Blob)?;
@@ -109,6 +94,25 @@ pub(super) fn run(
         check(layer, "its tar has digest", &built.diff_id, diff_id)?;
     }
     Ok(Passed { built, download })
+}
+
+/// What writes a tar to `file`; and its digest, where the builder can't make it: it knows SHA-256 alone.
+fn sink(file: File, diff_id: Option<&Digest>) -> (impl Sink, Arc<Mutex<Option<Hasher>>>) {
+    let tar_hash = Arc::new(Mutex::new(other_hash(diff_id)));
+    let (hash, mut reserved) = (Arc::clone(&tar_hash), 0);
+    let sink = move |at: UncompressedOffset, bytes: &[u8]| {
+        hash.lock().iter_mut().for_each(|hash| hash.update(bytes));
+        let end = at.0 + bytes.len() as u64;
+        if end > reserved {
+            // If there is no room for so much, there may be for the bytes. What is too much goes when
+            // the file gets its length.
+            let len = reserved.clamp(RESERVE_LEN_MIN, RESERVE_LEN_MAX);
+            let _ = reserve(&file, reserved, len);
+            reserved = end.max(reserved + len);
+        }
+        file.write_all_at(bytes, at.0)
+    };
+    (sink, tar_hash)
 }
 
 /// Decode by a zTOC that is known, on all cores. `None` if that does not give the promised layer, for
@@ -185,9 +189,7 @@ fn start_again(
 fn build_failed(spec: &WholeSpec<'_>, path: &Path, error: BuildError) -> CacheError {
     let layer = spec.layer();
     match error {
-        BuildError::Sink { .. } if spec.stop.load(Ordering::Relaxed) => {
-            CacheError::Stopped { layer }
-        }
+        BuildError::Stopped => CacheError::Stopped { layer },
         BuildError::Sink { source, .. } => {
             CacheError::Storage { doing: "unpacking a layer into", path: path.to_owned(), source }
         }
@@ -196,10 +198,10 @@ fn build_failed(spec: &WholeSpec<'_>, path: &Path, error: BuildError) -> CacheEr
 }
 
 /// Decompress by the builder itself.
-fn decode_here<S: crate::build::Sink>(
+fn decode_here(
     spec: &WholeSpec<'_>,
     claim: &Claim,
-    mut builder: LayerBuilder<S>,
+    mut builder: LayerBuilder<'_>,
     failed: impl Fn(BuildError) -> CacheError,
 ) -> Result<(Built, Option<Download>), CacheError> {
     let mut blob_hash = other_hash(Some(&spec.layer()));

@@ -20,7 +20,7 @@ use spanfs_layer::ztoc::Compression;
 use super::pass::check;
 use super::{STOP_POLL, WholeSpec, source};
 use crate::CacheError;
-use crate::build::{BuildError, BuildOptions, Built, LayerBuilder, Sink};
+use crate::build::{BuildError, BuildOptions, Built, LayerBuilder};
 use crate::cache::claim::Claim;
 
 /// A program and its arguments.
@@ -48,11 +48,11 @@ pub(super) fn build_options(spec: &WholeSpec<'_>) -> BuildOptions {
 
 /// Decompress by a program. The digest of the blob is checked here already: a wrong blob is no fault
 /// of the program's.
-pub(super) fn decode<S: Sink + Send>(
+pub(super) fn decode(
     program: &Program,
     spec: &WholeSpec<'_>,
     claim: &Claim,
-    builder: LayerBuilder<S>,
+    builder: LayerBuilder<'_>,
     failed: impl Fn(BuildError) -> CacheError + Send,
 ) -> Result<(Built, Option<Download>), CacheError> {
     let layer = spec.layer();
@@ -175,9 +175,9 @@ fn pid_of(child: &Child) -> Option<Pid> {
 /// Bytes read at once from the program.
 const PIECE_LEN: usize = 256 << 10;
 
-fn read<S: Sink>(
+fn read(
     mut output: ChildStdout,
-    mut builder: LayerBuilder<S>,
+    mut builder: LayerBuilder<'_>,
     watch: &Watch,
     failed: impl Fn(BuildError) -> CacheError,
 ) -> Result<Built, CacheError> {

@@ -20,7 +20,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         paths.iter().map(|path| fs::read(path).expect("readable")).collect()
     };
     match target {
-        "gzip" => files("layers", ".tar.gz", 40),
+        "gzip" | "gzip_ahead" => files("layers", ".tar.gz", 40),
         "tar" => files("layers", ".tar", 40),
         "ztoc" | "zinfo" => files("ztoc", "512b.ztoc", 40),
         "index" => files("images/v2/blobs/sha256", "", 40),

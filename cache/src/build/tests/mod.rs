@@ -1,9 +1,11 @@
+mod ahead;
 mod golden;
 mod random;
 mod spans;
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use spanfs_fetch::{Fetched, Priority};
 use spanfs_layer::{Restart, SpanTable};
 
@@ -16,21 +18,31 @@ fn build(
     options: BuildOptions,
     piece_len: usize,
 ) -> Result<(Built, Vec<u8>), BuildError> {
-    let mut tar = Vec::new();
-    let mut builder = LayerBuilder::new(options, |at: UncompressedOffset, bytes: &[u8]| {
-        assert_eq!(at.0, tar.len() as u64);
-        tar.extend_from_slice(bytes);
-        Ok(())
-    })?;
+    let (sink, tar) = gathering_sink();
+    let mut builder = LayerBuilder::new(options, sink)?;
     for piece in blob.chunks(piece_len) {
         builder.feed(piece)?;
     }
     let built = builder.finish()?;
+    let tar = std::mem::take(&mut *tar.lock());
     assert_eq!(built.blob_digest, Digest::of(blob));
     assert_eq!(built.blob_size, blob.len() as u64);
     assert_eq!(built.diff_id, Digest::of(&tar));
     assert_eq!(built.uncompressed_len, tar.len() as u64);
     Ok((built, tar))
+}
+
+/// A sink, and what it gathers.
+fn gathering_sink() -> (impl Sink, Arc<Mutex<Vec<u8>>>) {
+    let tar = Arc::new(Mutex::new(Vec::new()));
+    let gathered = Arc::clone(&tar);
+    let sink = move |at: UncompressedOffset, bytes: &[u8]| {
+        let mut tar = gathered.lock();
+        assert_eq!(at.0, tar.len() as u64);
+        tar.extend_from_slice(bytes);
+        Ok(())
+    };
+    (sink, tar)
 }
 
 /// Inflate every span of an encoded zTOC from only its range of the blob, and compare.

@@ -27,6 +27,12 @@ fn tar_of(seed: u32, len: usize) -> Vec<u8> {
         }
     }
     content.truncate(len);
+    tar_around(&content)
+}
+
+/// A tar of one file.
+pub(super) fn tar_around(content: &[u8]) -> Vec<u8> {
+    let len = content.len();
     let mut header = [0_u8; 512];
     header[..4].copy_from_slice(b"file");
     header[100..108].copy_from_slice(b"0000644\0");
@@ -36,7 +42,7 @@ fn tar_of(seed: u32, len: usize) -> Vec<u8> {
     header[257..265].copy_from_slice(b"ustar\x0000");
     let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut tar = [header.as_slice(), &content].concat();
+    let mut tar = [header.as_slice(), content].concat();
     tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
     tar
 }

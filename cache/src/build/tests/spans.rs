@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use parking_lot::Mutex;
-
 use super::*;
 use crate::inflate::{Pool, PoolOptions};
 

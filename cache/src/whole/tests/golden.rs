@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use parking_lot::Mutex;
+
 use super::*;
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -13,15 +15,16 @@ fn fixture(name: &str) -> Vec<u8> {
 
 /// The tar by a builder of its own.
 fn tar_of(blob: &[u8]) -> Vec<u8> {
-    let mut tar = Vec::new();
-    let sink = |_, bytes: &[u8]| {
-        tar.extend_from_slice(bytes);
+    let tar = Arc::new(Mutex::new(Vec::new()));
+    let gathered = Arc::clone(&tar);
+    let sink = move |_: UncompressedOffset, bytes: &[u8]| {
+        gathered.lock().extend_from_slice(bytes);
         Ok(())
     };
     let mut builder = LayerBuilder::new(BuildOptions::default(), sink).unwrap();
     builder.feed(blob).unwrap();
     builder.finish().unwrap();
-    tar
+    std::mem::take(&mut *tar.lock())
 }
 
 fn layer_file(root: &Path, digest: &Digest, name: &str) -> PathBuf {

@@ -117,7 +117,7 @@ fn unpack(mut blob: File, root: &Path) -> io::Result<()> {
     let (reader, mut writer) = io::pipe()?;
     std::thread::scope(|scope| {
         let applying = scope.spawn(move || apply(reader, root));
-        let sink = |_: UncompressedOffset, bytes: &[u8]| writer.write_all(bytes);
+        let sink = move |_: UncompressedOffset, bytes: &[u8]| writer.write_all(bytes);
         let mut builder =
             LayerBuilder::new(BuildOptions::default(), sink).map_err(io::Error::other)?;
         let mut buffer = vec![0; 1 << 20];
@@ -127,8 +127,8 @@ fn unpack(mut blob: File, root: &Path) -> io::Result<()> {
                 count => builder.feed(&buffer[..count]).map_err(io::Error::other)?,
             }
         }
+        // With it goes the writer.
         builder.finish().map_err(io::Error::other)?;
-        drop(writer);
         applying.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
