@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::path::Path;
 
-use spanfs_cache::build::{BuildOptions, LayerBuilder, Toc};
-use spanfs_cache::inflate::{Decoder, HEADROOM, VerifiedSpan};
+use spanfs_cache::build::{BuildOptions, Built, LayerBuilder, Toc};
+use spanfs_cache::inflate::{Decoder, HEADROOM, Pool, VerifiedSpan};
 use spanfs_fetch::Fetched;
 use spanfs_layer::{Digest, Restart, SpanTable, UncompressedOffset};
 
@@ -97,16 +97,24 @@ impl Layer {
 
 /// One pass over a blob, whose tar goes nowhere.
 pub(crate) fn build(blob: &[u8]) -> Toc {
+    pass(blob, None).toc
+}
+
+/// The same, perhaps with helpers.
+pub(crate) fn pass(blob: &[u8], pool: Option<&Pool>) -> Built {
     let sink = |_: UncompressedOffset, bytes: &[u8]| {
         black_box(bytes);
         Ok(())
     };
     let mut builder = LayerBuilder::new(BuildOptions::default(), sink).unwrap();
+    if let Some(pool) = pool {
+        builder = builder.helped_by(pool);
+    }
     // As the fetch engine delivers it.
     for piece in blob.chunks(1 << 20) {
         builder.feed(piece).unwrap();
     }
-    builder.finish().unwrap().toc
+    builder.finish().unwrap()
 }
 
 /// What is repeated in [`synthetic_tar`].

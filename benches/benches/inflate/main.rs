@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, reason = "a benchmark reports by printing")]
 
+mod ahead;
 mod decoders;
 mod layer;
 mod scaling;
@@ -32,6 +33,11 @@ fn main() {
     }
     let is_bench = std::env::args().any(|arg| arg == "--bench");
     let (len, rounds) = if is_bench { (192 << 20, ROUNDS) } else { (2 << 20, 1) };
+    if let Some(path) = std::env::var_os("SPANFS_BENCH_LAYER") {
+        let layer = Layer::new(std::fs::read(path).unwrap());
+        ahead::costs("given layer", &layer, rounds);
+        return ahead::measure("given layer", &layer, rounds);
+    }
     let tar = tar_of_programs(len);
     let layer = Arc::new(Layer::new(sys::gzip(&tar)));
     println!(
@@ -40,12 +46,16 @@ fn main() {
         layer.blob.len() / 1_000_000,
         layer.table.spans().len()
     );
+    let synthetic = Layer::new(sys::gzip(&layer::synthetic_tar(len / 2)));
+    for (what, layer) in [("programs", &*layer), ("synthetic", &synthetic)] {
+        ahead::costs(what, layer, rounds);
+        ahead::measure(what, layer, rounds);
+    }
     span_inflate(&layer, &tar, rounds);
     scaling::measure(&layer, rounds);
     index_build(&layer, rounds);
     known_ztoc(&layer, rounds);
     decoders::measure("programs", &layer, rounds);
-    let synthetic = Layer::new(sys::gzip(&layer::synthetic_tar(len / 2)));
     decoders::measure("synthetic", &synthetic, rounds);
     stages::measure(&layer, rounds);
 }

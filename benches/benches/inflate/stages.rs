@@ -10,10 +10,12 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use spanfs_cache::build::cost;
 use spanfs_cache::inflate::{Buffers, Decoder};
 use spanfs_layer::Digest;
+use spanfs_layer::tar::{Limits, Reader};
 
-use crate::layer::{Layer, build};
+use crate::layer::Layer;
 use crate::thread_time;
 
 /// One stage: seconds of processor for an uncompressed gigabyte.
@@ -28,6 +30,33 @@ struct Stage {
 const CORES: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// As many as the default setting unpacks at once for an image, and one.
 const LAYERS: [f64; 2] = [1.0, 3.0];
+
+/// What a pass without a zTOC costs where it inflates, seconds for a gigabyte.
+struct Inflating {
+    in_order: f64,
+    ahead: f64,
+    /// What is left to the scan of what helpers decoded.
+    joining: f64,
+}
+
+/// As many as help one layer.
+const HELPERS_MAX: f64 = 5.0;
+
+impl Inflating {
+    /// With so many cores for each layer: the scan's and its helpers' shares end together.
+    fn on(&self, cores: f64) -> Stage {
+        let helpers = (cores - 1.0).clamp(0.0, HELPERS_MAX);
+        if helpers == 0.0 {
+            return Stage { name: "inflate", seconds: self.in_order, cores_max: 1.0 };
+        }
+        let spare = (self.ahead / helpers - self.joining).max(0.0);
+        let scanned = spare / (self.in_order + spare);
+        let elapsed = scanned * self.in_order + (1.0 - scanned) * self.joining;
+        let elapsed = elapsed.max((1.0 - scanned) * self.ahead / helpers);
+        let seconds = scanned * self.in_order + (1.0 - scanned) * (self.ahead + self.joining);
+        Stage { name: "inflate", seconds, cores_max: seconds / elapsed }
+    }
+}
 
 /// Record the costs, then print the table.
 pub(crate) fn measure(layer: &Layer, rounds: usize) {
@@ -48,25 +77,57 @@ pub(crate) fn measure(layer: &Layer, rounds: usize) {
     let receive = on_all("receive", cost(&mut || receive(&layer.blob)));
     let blob = in_order("SHA-256 of the blob", cost(&mut || timed(&mut || hash(&layer.blob))));
     let diff_id = in_order("SHA-256 of the tar", cost(&mut || timed(&mut || hash(&tar))));
-    let streamed = cost(&mut || timed(&mut || drop(build(&layer.blob))));
     let spans = cost(&mut || timed(&mut || layer.inflate_all(&mut decoder)));
     let write = cost(&mut || write(&tar));
-    // The thread that inflates also writes.
-    let pass = [receive, blob, in_order("inflate and write", streamed + write), diff_id];
-    let known = [receive, blob, on_all("inflate spans and write", spans + write), diff_id];
-    println!("stages, CPU s per uncompressed GB:");
-    for stage in pass.iter().chain([&known[2], &in_order("of it write", write)]) {
-        println!("  {:.3} {}", stage.seconds, stage.name);
-    }
-    for (what, stages) in [("streamed", pass), ("by a known zTOC", known)] {
+    let walk = cost(&mut || timed(&mut || walk(&tar)));
+    let inflating = inflating(layer, rounds);
+    let Inflating { in_order: scanning, ahead, joining } = inflating;
+    println!(
+        "stages, CPU s per uncompressed GB: {:.3} receive, {:.3} SHA-256 of the blob, {:.3} of the tar, \
+         {write:.3} write, {walk:.3} tar's entries; inflate {scanning:.3} in order, {ahead:.3} ahead and \
+         {joining:.3} in order behind that, {spans:.3} by spans",
+        receive.seconds, blob.seconds, diff_id.seconds
+    );
+    let take = in_order("write and the tar's entries", write + walk);
+    let known = on_all("inflate spans", spans);
+    let alone = in_order("inflate", scanning);
+    for (what, inflate) in
+        [("in order", Some(alone)), ("helped", None), ("known zTOC", Some(known))]
+    {
         for layers in LAYERS {
             let row = CORES.map(|cores| {
+                let inflate = inflate.unwrap_or_else(|| inflating.on(cores / layers));
+                let stages = [receive, blob, inflate, take, diff_id];
                 let (rate, name) = throughput(&stages, layers, cores);
                 format!("{cores}: {rate:.1} GB/s ({name})")
             });
             println!("{what}, {layers} at once, cores: {}", row.join(", "));
         }
     }
+}
+
+fn inflating(layer: &Layer, rounds: usize) -> Inflating {
+    let per_gb = |time: Duration, len: u64| time.as_secs_f64() * 1e9 / len.max(1) as f64;
+    let mut best = Inflating { in_order: f64::MAX, ahead: f64::MAX, joining: 0.0 };
+    for _ in 0..rounds {
+        let start = thread_time();
+        black_box(cost::inflate(&layer.blob));
+        best.in_order = best.in_order.min(per_gb(thread_time() - start, layer.len()));
+        let once = cost::ahead(&layer.blob, &thread_time);
+        let ahead = per_gb(once.decoding, once.len);
+        if once.len > 0 && ahead < best.ahead {
+            (best.ahead, best.joining) = (ahead, per_gb(once.replacing, once.len));
+        }
+    }
+    best
+}
+
+fn walk(tar: &[u8]) {
+    let (mut reader, mut records) = (Reader::new(Limits::default()), Vec::new());
+    for piece in tar.chunks(512 << 10) {
+        reader.feed(piece, &mut records).unwrap();
+    }
+    black_box(records.len());
 }
 
 /// Uncompressed gigabytes a second, and what is in the way of more.
