@@ -48,6 +48,12 @@ pub trait Content: Send + Sync {
     /// Make a range present: fetch, verify and inflate what is missing, then reply.
     fn fill(&self, range: Range<UncompressedOffset>, reply: ReadReply);
 
+    /// The layer file, if all of a range is present there, to be read without a copy. What stands in it
+    /// stays.
+    fn present_file(&self, _range: Range<UncompressedOffset>) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// For the log: what a range that somebody waits for is made of, and how far that is.
     fn describe(&self, range: Range<UncompressedOffset>) -> String {
         format!("bytes {} to {}", range.start.0, range.end.0)

@@ -298,6 +298,18 @@ impl Content for Layer {
         gather.done(&Ok(()));
     }
 
+    fn present_file(&self, range: Range<UncompressedOffset>) -> Option<BorrowedFd<'_>> {
+        let spans = self.table.covering(range.clone());
+        let is_there = self.fault.get().is_none()
+            && range.end.0 <= self.len()
+            && spans.clone().all(|span| self.lives.of(span) == Life::InFile);
+        is_there.then(|| {
+            self.works.note_read();
+            spans.for_each(|span| self.touch(span, false));
+            self.file.as_fd()
+        })
+    }
+
     fn describe(&self, range: Range<UncompressedOffset>) -> String {
         const LISTED_MAX: usize = 4;
         let is_missing =

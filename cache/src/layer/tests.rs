@@ -60,6 +60,28 @@ fn reads_what_the_blob_holds_and_fetches_each_span_once() {
 }
 
 #[test]
+fn its_file_is_lent_for_ranges_that_stand_there() {
+    let root = tempfile::tempdir().unwrap();
+    let test = TestLayer::new(2, 10 * SPAN, SPAN, 0);
+    let layer = test.open(&Place::new(root.path()));
+    let lends = |start, end| {
+        let range = UncompressedOffset(start)..UncompressedOffset(end);
+        layer.present_file(range).is_some()
+    };
+    assert!(!lends(0, 10));
+    let span = SPAN as u64;
+    fill(&layer, span..3 * span).unwrap();
+    wait_until("the write of what was read", || lends(span, 3 * span));
+    assert!(!lends(span - 1, 3 * span) && !lends(span, 3 * span + 1));
+    fill(&layer, 0..layer.len()).unwrap();
+    wait_until("the write of the rest", || lends(0, layer.len()));
+    assert!(!lends(layer.len() - 1, layer.len() + 1));
+    std::fs::File::options().write(true).open(layer.layer_path()).unwrap().set_len(100).unwrap();
+    assert!(read(&layer, 0, 10 * SPAN).unwrap() == test.content());
+    assert!(!lends(0, 10), "what was cut is in memory");
+}
+
+#[test]
 fn many_readers_of_a_faulty_source_see_only_right_bytes() {
     let root = tempfile::tempdir().unwrap();
     let place = Place::new(root.path());

@@ -1,6 +1,7 @@
 //! What a transport asks of a front: an immutable filesystem with reads in two steps.
 
 use std::borrow::Cow;
+use std::os::fd::BorrowedFd;
 
 use crate::Errno;
 
@@ -84,6 +85,17 @@ pub enum Open {
     Direct,
 }
 
+/// Bytes of a read that are one range of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Located<'a> {
+    /// That file.
+    pub file: BorrowedFd<'a>,
+    /// Where they begin in it.
+    pub at: u64,
+    /// How many there are.
+    pub len: usize,
+}
+
 /// An immutable filesystem.
 ///
 /// Every answer but the bytes of a read comes from memory, so a transport may call it inline on the
@@ -124,6 +136,12 @@ pub trait Filesystem: Send + Sync {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Option<usize>, Errno>;
+
+    /// The same without a copy, for a transport that can use it: where the bytes stand, if all of them
+    /// are present in one range of a file. They stay there.
+    fn located(&self, _ino: Ino, _offset: u64, _len: usize) -> Option<Located<'_>> {
+        None
+    }
 
     /// For the log: which layer's bytes a range of a file is, and how far they are.
     fn describe(&self, ino: Ino, offset: u64, len: u64) -> String;

@@ -14,7 +14,7 @@ use super::runs::{self, Run};
 use super::{Failures, dots};
 use crate::Errno;
 use crate::filesystem::{
-    Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Open, Statfs,
+    Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Located, Open, Statfs,
 };
 
 /// What ext4 shows for a small directory; du(1) and its like want something.
@@ -188,6 +188,11 @@ impl Filesystem for Inodes {
         let (node, layer) = self.file(ino)?;
         runs::read_present(&*layer.content, runs_of(node), node.size(), offset, buffer)
             .map_err(|error| layer.failures.note(offset, &error))
+    }
+
+    fn located(&self, ino: Ino, offset: u64, len: usize) -> Option<Located<'_>> {
+        let (node, layer) = self.file(ino).ok()?;
+        runs::located(&*layer.content, runs_of(node), node.size(), offset, len)
     }
 
     fn describe(&self, ino: Ino, offset: u64, len: u64) -> String {

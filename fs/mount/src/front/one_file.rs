@@ -15,7 +15,7 @@ use spanfs_layer::erofs::DataCopy;
 use super::Failures;
 use super::runs::{self, Run};
 use crate::filesystem::{
-    Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Open, Statfs,
+    Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Located, Open, Statfs,
 };
 use crate::{Errno, front::dots};
 
@@ -160,6 +160,11 @@ impl Filesystem for OneFile {
         self.open(ino)?;
         runs::read_present(&*self.content, self.runs_from(offset), self.len, offset, buffer)
             .map_err(|error| self.failures.note(offset, &error))
+    }
+
+    fn located(&self, ino: Ino, offset: u64, len: usize) -> Option<Located<'_>> {
+        self.open(ino).ok()?;
+        runs::located(&*self.content, self.runs_from(offset), self.len, offset, len)
     }
 
     fn describe(&self, _ino: Ino, offset: u64, len: u64) -> String {

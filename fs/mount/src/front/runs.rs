@@ -9,7 +9,7 @@ use spanfs_layer::UncompressedOffset;
 
 use super::Failures;
 use crate::Errno;
-use crate::filesystem::FillReply;
+use crate::filesystem::{FillReply, Located};
 
 /// Stored bytes of a file. What no run covers is zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,25 @@ pub(crate) fn read_present(
     }
     slice(buffer, &wanted, done..wanted.end).fill(0);
     Ok(Some(count))
+}
+
+/// The same as a range of the layer file, where it is one.
+pub(crate) fn located<'a>(
+    content: &'a dyn Content,
+    runs: impl Iterator<Item = Run>,
+    size: u64,
+    offset: u64,
+    len: usize,
+) -> Option<Located<'a>> {
+    let wanted = clamp(size, offset, len as u64);
+    let (part, data) = runs.filter_map(|run| run.clip(&wanted)).next()?;
+    if part != wanted {
+        return None;
+    }
+    let len = part.end - part.start;
+    let end = UncompressedOffset(data.checked_add(len)?);
+    let file = content.present_file(UncompressedOffset(data)..end)?;
+    Some(Located { file, at: data, len: usize::try_from(len).ok()? })
 }
 
 /// The place of file range `part` in a buffer that stands for `wanted`; `part` lies inside.

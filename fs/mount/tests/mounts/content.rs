@@ -31,6 +31,10 @@ pub(crate) struct Steered {
     pub(crate) fills: AtomicUsize,
     /// Kept so that `complete_file` has something to lend.
     file: Option<std::fs::File>,
+    /// The same bytes, for who wants no copy.
+    pages: std::fs::File,
+    /// How often those were lent.
+    pub(crate) lent: AtomicUsize,
 }
 
 const PAGE: usize = 64 << 10;
@@ -39,6 +43,9 @@ impl Steered {
     pub(crate) fn new(mut bytes: Vec<u8>, fate: Fate) -> Arc<Self> {
         bytes.resize(bytes.len().next_multiple_of(512), 0);
         let present = vec![false; bytes.len().div_ceil(PAGE)];
+        let memory = rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let pages = std::fs::File::from(memory);
+        std::os::unix::fs::FileExt::write_all_at(&pages, &bytes, 0).unwrap();
         Arc::new(Self {
             bytes,
             present: Mutex::new(present),
@@ -47,6 +54,8 @@ impl Steered {
             arrived: Condvar::new(),
             fills: AtomicUsize::new(0),
             file: None,
+            pages,
+            lent: AtomicUsize::new(0),
         })
     }
 
@@ -61,6 +70,17 @@ impl Steered {
 
     pub(crate) fn set_fate(&self, fate: Fate) {
         *self.fate.lock().unwrap() = fate;
+    }
+
+    /// Lend a file that ends early from now on.
+    pub(crate) fn cut_pages(&self, len: u64) {
+        self.pages.set_len(len).unwrap();
+    }
+
+    fn is_present(&self, range: Range<usize>) -> bool {
+        let present = self.present.lock().unwrap();
+        range.is_empty()
+            || present[range.start / PAGE..range.end.div_ceil(PAGE)].iter().all(|&it| it)
     }
 
     /// Wait until a fill is being held.
@@ -102,8 +122,7 @@ impl Content for Handle {
     ) -> Result<Option<usize>, ReadError> {
         let start = (offset.0 as usize).min(self.0.bytes.len());
         let end = (start + buffer.len()).min(self.0.bytes.len());
-        let present = self.0.present.lock().unwrap();
-        if start < end && !present[start / PAGE..end.div_ceil(PAGE)].iter().all(|&there| there) {
+        if !self.0.is_present(start..end) {
             return Ok(None);
         }
         buffer[..end - start].copy_from_slice(&self.0.bytes[start..end]);
@@ -131,6 +150,14 @@ impl Content for Handle {
                 }
             }
         });
+    }
+
+    fn present_file(&self, range: Range<UncompressedOffset>) -> Option<BorrowedFd<'_>> {
+        let is_present = self.0.is_present(range.start.0 as usize..range.end.0 as usize);
+        is_present.then(|| {
+            self.0.lent.fetch_add(1, Ordering::Relaxed);
+            self.0.pages.as_fd()
+        })
     }
 
     fn complete_file(&self) -> Option<BorrowedFd<'_>> {

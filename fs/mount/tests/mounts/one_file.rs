@@ -97,6 +97,37 @@ fn every_byte_arrives_whoever_mounts_and_however_opened() {
     }
 }
 
+/// Long reads take the pages of a file where they can. That file may be cut, or its disk fail.
+#[test]
+fn pages_that_cannot_be_read_are_copied_from_elsewhere() {
+    if !may_mount("cut_pages") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let server = server(PATIENCE);
+    let bytes = noise(4 << 20 | 512, 9);
+    let content = Steered::new(bytes.clone(), Fate::Late);
+    let session = serve(&server, &content, &scratch, Open::Stateless, Transport::Dev);
+    let path = session.mount_point().join(LARGE_NAME);
+    for (cut, len) in
+        [(u64::MAX, 1 << 17), (u64::MAX, 100_001), (1 << 20 | 77, 1 << 17), (0, 1 << 17)]
+    {
+        if cut < bytes.len() as u64 {
+            content.cut_pages(cut);
+        }
+        let file = std::fs::File::open(&path).unwrap();
+        let mut found = Vec::new();
+        let mut piece = vec![0; len];
+        while let count @ 1.. = file.read_at(&mut piece, found.len() as u64).unwrap() {
+            found.extend_from_slice(&piece[..count]);
+        }
+        assert!(found == bytes, "cut at {cut}, read by {len}");
+    }
+    assert!(content.lent.load(Ordering::Relaxed) > 80);
+    session.detach().unwrap();
+    assert!(session.wait(PATIENCE));
+}
+
 #[test]
 fn failed_and_false_fills_are_eio_and_a_later_read_tries_again() {
     if !may_mount("failed_fills") {

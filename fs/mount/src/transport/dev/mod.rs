@@ -7,6 +7,7 @@ mod buffer;
 mod misses;
 mod mounted;
 mod serve;
+mod splice;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -20,7 +20,9 @@ use rustix::io::Errno as Code;
 use super::buffer::{Buffer, Spares, send_code};
 use super::misses::{Miss, MissId, Misses, Via};
 use super::mounted::Mounted;
+use super::splice::{Pipe, is_worth};
 use crate::Errno;
+use crate::filesystem::Ino;
 use crate::transport::ServerOptions;
 use crate::transport::protocol::abi;
 use crate::transport::protocol::answer::{Answer, answer, read};
@@ -104,7 +106,8 @@ impl Shared {
 
     /// What one thread does.
     pub(super) fn run(self: &Arc<Self>) {
-        let mut hands = Hands { request: vec![0; REQUEST_LEN_MAX], reply: Buffer::new() };
+        let mut hands =
+            Hands { request: vec![0; REQUEST_LEN_MAX], reply: Buffer::new(), pipe: None };
         // One at a time, so that a second thread wakes for a second mount.
         let mut events = Vec::with_capacity(1);
         loop {
@@ -184,6 +187,9 @@ impl Shared {
         let code = |code| mounted.note(unique, send_code(&mounted.device, unique, code));
         if mounted.pace.is_slow(&request.operation) {
             self.let_in(number, mounted);
+        }
+        if splice(mounted, &request, &mut hands.pipe) {
+            return;
         }
         let start = Instant::now();
         let (filesystem, wanted) = (&*mounted.filesystem, mounted.wanted);
@@ -337,6 +343,37 @@ impl Miss {
 struct Hands {
     request: Vec<u8>,
     reply: Buffer,
+    /// Made when it is needed for the first time.
+    pipe: Option<Pipe>,
+}
+
+/// Answer a long read of what stands in a file without a buffer; false where that can't be done.
+fn splice(mounted: &Mounted, request: &Request<'_>, pipe: &mut Option<Pipe>) -> bool {
+    let Operation::Read { offset, len } = request.operation else { return false };
+    let (ino, len) = (Ino(request.node), len as usize);
+    if !is_worth(len) {
+        return false;
+    }
+    let start = Instant::now();
+    // A panic of ours is told where the read is answered in the other way.
+    let located = || mounted.filesystem.located(ino, offset, len);
+    let Ok(Some(located)) = catch_unwind(AssertUnwindSafe(located)) else { return false };
+    // Without a descriptor for it, bytes are copied.
+    let Ok(through) = pipe.take().map_or_else(Pipe::new, Ok) else { return false };
+    match through.send(&mounted.device, request.unique, located) {
+        Ok(()) => {
+            mounted.pace.note(&request.operation, start.elapsed());
+            *pipe = Some(through);
+            true
+        }
+        // Its reader is gone, or all are: nobody is left to answer.
+        Err(Code::NOENT | Code::NODEV) => true,
+        Err(error) => {
+            let mount_point = mounted.mount_point.display();
+            tracing::debug!(offset, len, "a read of {mount_point} is copied: {error}");
+            false
+        }
+    }
 }
 
 /// The right to answer one miss once.
