@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ use rustix::fs::FlockOperation;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown,
+    SocketAddrUnix, SocketFlags, SocketType,
 };
 use spanfs_hold::message::{MESSAGE_LEN_MAX, Reply, Request};
 
@@ -267,19 +267,7 @@ fn send(
     descriptor: Option<&OwnedFd>,
     flags: SendFlags,
 ) -> io::Result<()> {
-    let bytes = request.encode();
-    let descriptors: Vec<_> = descriptor.iter().map(|it| it.as_fd()).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() {
-        let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
-        assert!(fits, "room for one descriptor was made");
-    }
-    let flags = flags | SendFlags::NOSIGNAL;
-    let bytes = [IoSlice::new(&bytes)];
-    // With a deadline on the socket, a process that was stopped and goes on is interrupted.
-    retry_on_intr(|| rustix::net::sendmsg(connection, &bytes, &mut control, flags))?;
-    Ok(())
+    super::send(connection, None, &request.encode(), descriptor, flags)
 }
 
 fn receive(connection: &OwnedFd) -> io::Result<(Reply, Option<OwnedFd>)> {

@@ -10,9 +10,15 @@
 mod holder;
 mod systemd;
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg, sendmsg_addr,
+};
 
 pub use holder::Holder;
 pub use spanfs_hold::message::Name;
@@ -90,4 +96,28 @@ impl Holding {
         }
         Ok(taken)
     }
+}
+
+/// Send one message, and a descriptor beside it: to `address`, or where the socket is connected.
+fn send(
+    socket: &OwnedFd,
+    address: Option<&SocketAddrUnix>,
+    bytes: &[u8],
+    descriptor: Option<&OwnedFd>,
+    flags: SendFlags,
+) -> io::Result<()> {
+    let descriptors: Vec<_> = descriptor.iter().map(|it| it.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        assert!(fits, "room for one descriptor was made");
+    }
+    let (flags, parts) = (flags | SendFlags::NOSIGNAL, [IoSlice::new(bytes)]);
+    // With a deadline on the socket, a process that was stopped and goes on is interrupted.
+    retry_on_intr(|| match address {
+        Some(address) => sendmsg_addr(socket, address, &parts, &mut control, flags),
+        None => sendmsg(socket, &parts, &mut control, flags),
+    })?;
+    Ok(())
 }

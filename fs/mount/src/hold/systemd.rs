@@ -1,19 +1,15 @@
 //! systemd's descriptor store (sd_pid_notify_with_fds(3)): no process of ours is needed.
 
 use std::ffi::OsStr;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{Hold, Name};
 
@@ -42,17 +38,7 @@ impl FdStore {
     }
 
     fn tell(&self, text: &str, descriptor: Option<&OwnedFd>, flags: SendFlags) -> io::Result<()> {
-        let descriptors: Vec<_> = descriptor.iter().map(|it| it.as_fd()).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() {
-            let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
-            assert!(fits, "room for one descriptor was made");
-        }
-        let flags = flags | SendFlags::NOSIGNAL;
-        let parts = [IoSlice::new(text.as_bytes())];
-        rustix::net::sendmsg_addr(&self.socket, &self.address, &parts, &mut control, flags)?;
-        Ok(())
+        super::send(&self.socket, Some(&self.address), text.as_bytes(), descriptor, flags)
     }
 }
 
@@ -82,6 +68,7 @@ impl Hold for FdStore {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::MaybeUninit;
     use std::os::unix::net::UnixDatagram;
 
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
