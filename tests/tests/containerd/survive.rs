@@ -22,7 +22,8 @@ on_each_containerd!(containers_outlive_the_daemon);
 
 const READERS: u64 = 4;
 const ROUNDS: u32 = 8;
-const ROUNDS_SOAK: u32 = 60;
+/// Ten minutes.
+const ROUNDS_SOAK: u32 = 120;
 const EVERY: Duration = Duration::from_millis(1500);
 const EVERY_SOAK: Duration = Duration::from_secs(5);
 /// A daemon that is gone for a moment, not at all, or for longer.
