@@ -1,5 +1,6 @@
 //! FUSE transports beside one another, spans local: what a request costs, and what is gained.
 
+mod floor;
 mod server;
 
 use std::fs;
@@ -13,6 +14,7 @@ use spanfs_mount::policy::Front;
 use spanfs_mount::probe;
 use spanfs_mount::transport::Transport;
 
+use self::floor::{Cpus, ping_pong};
 use self::server::{BIG_LEN, DIRECTORIES, FILE_LEN, FILES, Server, make_layer, small};
 pub(crate) use self::server::{Served, serve};
 use crate::lab::{Lab, drop_caches, run as run_command, seconds};
@@ -84,6 +86,12 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     row("ext4, read 20,000 files, warm".into(), native.small, "s", Goal::None)?;
     row("ext4, stat 20,000 files, warm".into(), native.stat, "s", Goal::None)?;
     row("ext4, 1 GiB, warm".into(), native.sequential, "s", Goal::None)?;
+    for (cpus, where_) in
+        [(Cpus::One, "on one CPU"), (Cpus::Two, "across CPUs"), (Cpus::Any, "where they like")]
+    {
+        let what = format!("a byte to a thread and back through pipes, {where_}, p50");
+        row(what, ping_pong(cpus)?.as_secs_f64() * 1e6, "us", Goal::None)?;
+    }
     let fuse3 = |front| {
         let mut all = subjects.iter().zip(&found.figures);
         let fuse3 = all.find(|(it, _)| it.front == front && it.transport == Transport::Fuse3);
