@@ -17,15 +17,18 @@ pub(crate) fn holding(directory: &Path) -> Option<Holding> {
     if !geteuid().is_root() {
         return None; // The dev transport needs root, and only its connections can be gone on with.
     }
-    let program = Holder::find_program(std::env::var_os("PATH").as_deref());
     let missing = || io::Error::other("spanfs-hold is neither beside this program nor in PATH");
-    match program.ok_or_else(missing).and_then(|program| reach(directory, program)) {
+    match program().ok_or_else(missing).and_then(|program| reach(directory, program)) {
         Ok(holding) => Some(holding),
         Err(error) => {
             tracing::warn!(%error, "the mount ends with its process");
             None
         }
     }
+}
+
+fn program() -> Option<PathBuf> {
+    Holder::find_program(std::env::var_os("PATH").as_deref())
 }
 
 fn reach(directory: &Path, program: PathBuf) -> io::Result<Holding> {
@@ -43,8 +46,7 @@ pub(crate) fn end(directory: &Path, state: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     // The program is for who has to start it: where the holder has ended, it keeps nothing.
-    let program = Holder::find_program(std::env::var_os("PATH").as_deref()).unwrap_or_default();
-    let holding = match reach(directory, program) {
+    let holding = match reach(directory, program().unwrap_or_default()) {
         Ok(holding) => holding,
         Err(error) => {
             tracing::debug!(%error, "nobody keeps an abandoned mount");

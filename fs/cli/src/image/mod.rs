@@ -9,6 +9,7 @@ mod shelf;
 mod soci;
 mod toc;
 mod whole;
+mod ztocs;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,11 +28,12 @@ use shelf::Shelf;
 use crate::later::Later;
 
 pub use error::ImageError;
-pub use layers::{How, LayerSource, Layers, OpenLayer, PrefetchLists, Pull, Ztoc};
+pub use layers::{How, LayerSource, Layers, OpenLayer, PrefetchLists, Pull};
 pub use pinned::Pinned;
 pub(crate) use shelf::{replace, touch};
 pub use soci::{Discovery, Search};
 pub use whole::{ReadError, read_whole};
+pub use ztocs::Ztoc;
 
 /// How images are reached.
 #[derive(Clone, Debug, Default)]
