@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use spanfs::image::{Discovery, ImageError, Images, Search, Ztoc};
+use spanfs::image::{Discovery, Image, ImageError, Images, Search, Ztoc};
 use spanfs::start::{StartConfig, start_config};
 use spanfs_fetch::{ImageRef, Source};
 use spanfs_layer::Digest;
@@ -36,8 +36,13 @@ pub(super) struct KnownLayer {
     pub(super) diff_id: Digest,
     /// Spans that the index wants first.
     pub(super) prefetch: Vec<SpanRun>,
+    /// It has a zTOC, which is perhaps still on its way.
+    pub(super) has_ztoc: bool,
     ztoc: Option<Mutex<Ztoc>>,
 }
+
+/// Told of an image once its index is known, while its zTOCs are on their way.
+pub(super) type AtIndex = Box<dyn FnOnce(&Known) + Send>;
 
 impl KnownLayer {
     /// The zTOC; its bytes are in memory, on the disk, or where they came from.
@@ -104,8 +109,9 @@ impl Catalog {
         self.looked_up.forget_done();
     }
 
-    /// Find the image of a request, and fetch all its zTOCs, unless that was done lately.
-    pub(super) fn find(&self, request: &Request, modes: &PullModes) -> Lookup {
+    /// Find the image of a request, and fetch all its zTOCs, unless that was done lately. `at_index` is
+    /// told before they are waited for.
+    pub(super) fn find(&self, request: &Request, modes: &PullModes, at_index: AtIndex) -> Lookup {
         let repository = format!("{}/{}", request.image.host(), request.image.repository());
         let key = Key { repository, manifest: request.manifest, index: request.index };
         let (images, directory) = (Arc::clone(&self.images), self.directory.clone());
@@ -119,7 +125,7 @@ impl Catalog {
         let reads_prefetch = self.reads_prefetch;
         let work = move || {
             let search = search.map(|search| (search, reads_prefetch));
-            let found = look_up(&images, &directory, &request, search, &metrics);
+            let found = look_up(&images, &directory, &request, search, at_index, &metrics);
             found.map(Arc::new).map_err(|error| chain(&error))
         };
         let ended = Err("looking the image up came to no end".to_owned());
@@ -136,6 +142,7 @@ fn look_up(
     directory: &Path,
     request: &Request,
     search: Option<(Search, bool)>,
+    at_index: AtIndex,
     metrics: &Metrics,
 ) -> Result<Known, ImageError> {
     let name = ImageRef::Registry(request.image.with_digest(request.manifest));
@@ -162,6 +169,11 @@ fn look_up(
             let reads_prefetch = search.is_some_and(|(_, reads)| reads);
             // On their way while the zTOCs are waited for.
             let lists = reads_prefetch.then(|| images.prefetch_lists(&image, &discovery, &wanted));
+            let mut soon = known(&image, &wanted, Ok(*digest), Vec::new(), Vec::new());
+            for layer in &mut soon.layers {
+                layer.has_ztoc = images.has_ztoc(&discovery, &layer.descriptor.digest, directory);
+            }
+            at_index(&soon);
             let ztocs = images.ztocs(&image, &discovery, &wanted, directory);
             metrics.took(Operation::ZtocFetch, &index, found.elapsed());
             match ztocs {
@@ -173,19 +185,35 @@ fn look_up(
             }
         }
     };
+    Ok(known(&image, &wanted, index, ztocs, prefetch))
+}
+
+/// What is known of an image; the lists are by layer, and may be shorter.
+fn known(
+    image: &Image,
+    wanted: &[(Descriptor, Digest)],
+    index: Result<Digest, String>,
+    ztocs: Vec<Option<Ztoc>>,
+    prefetch: Vec<Vec<SpanRun>>,
+) -> Known {
     let (mut ztocs, mut prefetch) = (ztocs.into_iter(), prefetch.into_iter());
-    let layers = wanted.into_iter().map(|(descriptor, diff_id)| {
+    let layers = wanted.iter().map(|(descriptor, diff_id)| {
         let ztoc = ztocs.next().flatten().map(Mutex::new);
-        let prefetch = prefetch.next().unwrap_or_default();
-        KnownLayer { descriptor, diff_id, prefetch, ztoc }
+        KnownLayer {
+            descriptor: descriptor.clone(),
+            diff_id: *diff_id,
+            prefetch: prefetch.next().unwrap_or_default(),
+            has_ztoc: ztoc.is_some(),
+            ztoc,
+        }
     });
-    Ok(Known {
+    Known {
         config: image.documents.manifest.config.digest,
         start: start_config(&image.documents.config, &[]),
         layers: layers.collect(),
         index,
-        source: image.source,
-    })
+        source: image.source.clone(),
+    }
 }
 
 /// The peer's words: people look for them.

@@ -93,7 +93,7 @@ pub struct Layers {
     /// Mirrors of the settings file, as the fetcher reads them.
     hosts: PathBuf,
     catalog: Catalog,
-    wholes: Wholes,
+    wholes: Arc<Wholes>,
     registry: Registry,
     metrics: Arc<Metrics>,
     decisions: Decisions,
@@ -185,7 +185,7 @@ impl Layers {
                 settings.prefetch,
                 Arc::clone(&metrics),
             ),
-            wholes: Wholes::new(),
+            wholes: Arc::new(Wholes::new()),
             registry: Registry::default(),
             metrics,
             decisions: Decisions::open(base.join("decisions.jsonl")),

@@ -126,7 +126,7 @@ impl Layers {
         let Wanted { known, position, decision, request, .. } = wanted;
         let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
         let digest = &layer.descriptor.digest;
-        self.wholes.begin(&self.opener, wanted);
+        self.wholes.begin(&self.opener, known, request, &wanted.whole);
         let (open, kind, reason) = match decision {
             Decision::Lazy => match self.opener.lazy(known, layer) {
                 Ok((open, ztoc)) => {

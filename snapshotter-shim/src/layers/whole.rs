@@ -108,11 +108,17 @@ impl Wholes {
     }
 
     /// Begin layers that can't be lazy, of an image whose other layers are.
-    pub(super) fn begin(&self, opener: &Opener, wanted: &Wanted) {
-        if let [_, ..] = wanted.whole[..] {
-            let waiting = self.enter(opener, &wanted.request.manifest);
-            let wants = Wants::few(wanted);
-            self.start(opener, &wants, &wanted.whole, wanted.position, &waiting.group);
+    pub(super) fn begin(
+        &self,
+        opener: &Opener,
+        known: &Known,
+        request: &Request,
+        numbers: &[usize],
+    ) {
+        if let [first, ..] = *numbers {
+            let waiting = self.enter(opener, &request.manifest);
+            let wants = Wants { known, request, are: Are::Few };
+            self.start(opener, &wants, numbers, first, &waiting.group);
         }
     }
 

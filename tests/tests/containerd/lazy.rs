@@ -1,9 +1,10 @@
 //! Images with a SOCI index: containers start before their layers are there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use spanfs_layer::Digest;
-use spanfs_registry::{Link, Registry};
+use spanfs_registry::{Fault, Faults, Link, Nth, Registry, Rule};
 use spanfs_tests::peers::{DockerRegistry, Guarded, ReferrersRegistry, able};
 
 use crate::cri::Cri;
@@ -19,6 +20,7 @@ on_each_containerd!(
     index_of_version_1_is_found_by_referrers,
     index_of_version_1_is_found_by_tag,
     index_is_named_by_a_label,
+    what_comes_whole_does_not_wait_for_ztocs,
 );
 
 /// Files of a mebibyte each that nobody reads at once.
@@ -105,6 +107,34 @@ fn image_that_comes_back_is_lazy_again(version: Version) {
         ctr.remove(&ctr.images());
         assert_lazy(&node, 0);
     }
+}
+
+/// The index is one that containerd itself does not fetch.
+fn what_comes_whole_does_not_wait_for_ztocs(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let image = image();
+    let (reference, index) = image.push_indexed(&registry, "test/early", "v1");
+    let index = registry.manifest("test/early", &index).expect("the index");
+    let index: serde_json::Value = serde_json::from_slice(&index).expect("JSON");
+    let ztocs = index["layers"].as_array().expect("zTOCs").iter();
+    let stalled = ztocs.filter_map(|ztoc| {
+        Some(Rule::get(ztoc["digest"].as_str()?, Nth::Every, Fault::Stall { after: 0 }))
+    });
+    registry.set_faults(Faults::script(stalled));
+    let (small, _) = image.blob(2);
+    let node = Node::start(&Setup { config: V1_ONLY, ..Setup::of(version) });
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while registry.stats().blob(&small).is_empty() && !is_over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            registry.set_faults(Faults::none());
+        });
+        pull_by_cri(&node, &reference);
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_lazy(&node, 2);
 }
 
 /// A container's changes as a layer on layers that were never fetched, pushed to where these are.

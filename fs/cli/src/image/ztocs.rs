@@ -33,6 +33,15 @@ pub struct Ztoc {
 }
 
 impl Images {
+    /// Whether [`Self::ztocs`] will have one for a layer: the index names it, or it is kept below
+    /// `directory`.
+    pub fn has_ztoc(&self, discovery: &Discovery, layer: &Digest, directory: &Path) -> bool {
+        let is_named = discovery.index().is_some_and(|index| index.ztoc(layer).is_some());
+        let is_kept =
+            |shelf: Shelf| shelf.digest_of_layer(layer).is_some_and(|digest| shelf.has(&digest));
+        is_named || Shelf::open(directory).is_ok_and(is_kept)
+    }
+
     /// zTOCs of the layers, as far as there are any: kept below `directory`, else fetched side by
     /// side. Those that are too much for the memory are on the disk when this returns.
     pub fn ztocs(

@@ -6,9 +6,10 @@
 //! wanted as soon as it is known by name, so the transfer of what was found never waits for what is
 //! still to be found. [`drive()`] runs it over contents.
 //!
-//! What it follows: entrypoint and command through `PATH` and symlinks, words of `sh -c`, script
-//! interpreters, the ELF interpreter and the closure of needed libraries, the files at the heart of
-//! a language runtime. What a program opens by itself it can't know; a recorded trace does.
+//! What it follows: the lists of users and groups, which whoever makes the container reads, entrypoint
+//! and command through `PATH` and symlinks, words of `sh -c`, script interpreters, the ELF interpreter
+//! and the closure of needed libraries, the files at the heart of a language runtime. What a program
+//! opens by itself it can't know; a recorded trace does.
 
 mod drive;
 mod elf;
@@ -104,6 +105,8 @@ pub struct StartSet {
     libraries: Libraries,
 }
 
+/// What a container engine reads before it starts anything: which user that is, in which groups.
+const READ_TO_MAKE: [&[u8]; 2] = [b"/etc/passwd", b"/etc/group"];
 /// Files looked at at the same time: each waits for one range.
 const EXAMS_MAX: usize = 16;
 /// Libraries that wait for `ld.so.cache`.
@@ -132,6 +135,11 @@ impl StartSet {
             next_id: 0,
             libraries: Libraries::Waiting(Vec::new()),
         };
+        for path in READ_TO_MAKE {
+            if let Some(found) = paths::find(&set.tree, b"/", path) {
+                set.want(&found);
+            }
+        }
         set.run_command();
         let cache = paths::find(&set.tree, b"/", b"/etc/ld.so.cache")
             .filter(|found| set.want(found))

@@ -122,6 +122,13 @@ fn programs_are_found_as_the_shell_finds_them() {
 }
 
 #[test]
+fn users_and_groups_come_before_the_program() {
+    let mut maker = Maker::default();
+    maker.file("bin/tool", "\0").file("etc/group", "g").file("etc/passwd", "p");
+    check(&maker, command(&["/bin/tool"]), &["/etc/passwd", "/etc/group", "/bin/tool"]);
+}
+
+#[test]
 fn scripts_lead_to_their_interpreters() {
     let mut maker = Maker::default();
     maker
