@@ -82,6 +82,8 @@ pub(crate) struct Row {
     /// After over before, and the ends of its interval; none where one side has failed.
     pub(crate) ratio: Option<(f64, f64, f64)>,
     pub(crate) is_worse: bool,
+    /// Others were at work during all runs of one side alone: what that cost can't be told.
+    pub(crate) is_uneven: bool,
 }
 
 pub(crate) fn compare(
@@ -118,12 +120,17 @@ pub(crate) fn compare(
             if new.is_empty() && !is_broken {
                 continue;
             }
+            let is_disturbed = before.is_disturbed(&workload.name, subject);
+            let is_uneven =
+                !is_broken && is_disturbed != after.is_disturbed(&workload.name, instead);
+            let is_slower = found.is_some_and(|it| it.low > 1.0 + tolerance);
             rows.push(Row {
                 workload: workload.name.clone(),
                 subject: instead.to_owned(),
                 runs: (old.len(), new.len()),
                 ratio: found.map(|it| (it.value, it.low, it.high)),
-                is_worse: is_broken || found.is_some_and(|it| it.low > 1.0 + tolerance),
+                is_worse: is_broken || (is_slower && !is_uneven),
+                is_uneven,
             });
         }
     }
@@ -144,6 +151,7 @@ pub(crate) fn table(rows: &[Row], metric: Metric) -> String {
         let verdict = match (row.is_worse, row.ratio) {
             (true, None) => "FAILS NOW",
             (true, Some(_)) => "SLOWER",
+            (false, _) if row.is_uneven => "not judged: one side was disturbed",
             (false, Some((_, _, high))) if high < 1.0 => "better",
             _ => "",
         };
@@ -193,6 +201,10 @@ mod tests {
         }
         let rows = compare(&before, &after, Metric::Ready, 0.05, None).unwrap();
         assert!(rows[0].is_worse && table(&rows, Metric::Ready).contains("FAILS NOW"));
+        let mut busy = results(&[("a", &[4.0, 4.1, 3.9, 4.0, 4.2])], 1.0);
+        busy.runs.iter_mut().for_each(|run| run.disturbed = Some(0.5));
+        let rows = compare(&before, &busy, Metric::Ready, 0.05, None).unwrap();
+        assert!(!rows[0].is_worse && table(&rows, Metric::Ready).contains("not judged"));
         after.head.link.name = "wan".to_owned();
         assert!(compare(&before, &after, Metric::Ready, 0.05, None).is_err());
     }

@@ -120,7 +120,7 @@ pub(crate) struct Figures {
     pub(crate) link: LinkUse,
     /// By component: snapshotter, containerd, workload.
     pub(crate) usage: BTreeMap<String, Usage>,
-    /// CPU seconds of all of them until ready; files of earlier versions do not have it.
+    /// CPU seconds of the whole machine until ready; files of earlier versions do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cpu_until_ready: Option<f64>,
     /// Bytes, by component.
@@ -230,6 +230,14 @@ impl Results {
             return disturbed.iter().filter_map(|run| run.figures.as_ref()).collect();
         }
         quiet
+    }
+
+    /// Whether others were at work during all runs that count.
+    pub(crate) fn is_disturbed(&self, workload: &str, subject: &str) -> bool {
+        let mut runs = self.runs.iter().filter(|run| {
+            run.workload == workload && run.subject == subject && run.figures.is_some()
+        });
+        !runs.any(|run| !run.is_warm_up && run.disturbed.is_none())
     }
 
     /// The start in the middle of those that count.

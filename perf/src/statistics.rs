@@ -30,13 +30,49 @@ pub(crate) fn estimate(values: &[f64]) -> Option<Estimate> {
     bootstrap(|rng| median(&resample(values, rng)), median(values)?)
 }
 
-/// Ratio of two medians with its bootstrap interval; none where the lower one is not positive.
+/// Ratio of two medians with its interval; none where the lower one is not positive.
+///
+/// Resampling a handful of runs finds nothing outside of them, and takes chance for difference: so the
+/// interval is at least as wide as that of Welch's test on the logarithms.
 pub(crate) fn ratio(above: &[f64], below: &[f64]) -> Option<Estimate> {
     let of = |above: &[f64], below: &[f64]| {
         let below = median(below)?;
         (below > 0.0).then_some(median(above)? / below)
     };
-    bootstrap(|rng| of(&resample(above, rng), &resample(below, rng)), of(above, below)?)
+    let value = of(above, below)?;
+    let found = bootstrap(|rng| of(&resample(above, rng), &resample(below, rng)), value)?;
+    let factor = welch(above, below).map_or(1.0, f64::exp);
+    Some(Estimate {
+        value,
+        low: found.low.min(value / factor),
+        high: found.high.max(value * factor),
+    })
+}
+
+/// Half the width of the interval of the difference of two means, of logarithms; none of single values.
+fn welch(one: &[f64], other: &[f64]) -> Option<f64> {
+    let error = |values: &[f64]| {
+        let logs: Vec<_> = values.iter().map(|value| value.max(f64::MIN_POSITIVE).ln()).collect();
+        let count = logs.len() as f64;
+        let mean = logs.iter().sum::<f64>() / count;
+        let squares = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>();
+        (count > 1.0).then_some((squares / (count - 1.0) / count, count - 1.0))
+    };
+    let ((one, freedom), (other, others)) = (error(one)?, error(other)?);
+    let both = one + other;
+    let freedom = both.powi(2) / (one.powi(2) / freedom + other.powi(2) / others);
+    (both > 0.0).then(|| student(freedom) * both.sqrt())
+}
+
+/// Student's t at [`CONFIDENCE`].
+fn student(freedom: f64) -> f64 {
+    match freedom {
+        freedom if freedom < 2.0 => 12.71,
+        freedom if freedom < 3.0 => 4.30,
+        freedom if freedom < 4.0 => 3.18,
+        freedom if freedom < 5.0 => 2.78,
+        freedom => 1.96 + 2.37 / freedom + 2.82 / freedom.powi(2),
+    }
 }
 
 fn bootstrap(mut draw: impl FnMut(&mut Rng) -> Option<f64>, value: f64) -> Option<Estimate> {
@@ -100,6 +136,27 @@ mod tests {
             estimate(&[2.0, 2.0, 2.0]).unwrap(),
             Estimate { value: 2.0, low: 2.0, high: 2.0 }
         );
+    }
+
+    #[test]
+    fn chance_is_rarely_taken_for_difference() {
+        let mut rng = Rng(7);
+        for (count, others) in [(2, 2), (2, 4), (3, 3), (4, 4), (5, 5), (10, 10)] {
+            let mut sample =
+                |count| (0..count).map(|_| 1.0 + 0.5 * rng.share()).collect::<Vec<_>>();
+            let is_apart = |_: &usize| ratio(&sample(count), &sample(others)).unwrap().low > 1.0;
+            let wrong = (0..400).filter(is_apart).count();
+            assert!(wrong <= 16, "{wrong} of 400 with {count} and {others} runs");
+        }
+        let found = ratio(&[2.0, 2.1], &[1.0, 1.03]).unwrap();
+        assert!(found.low > 1.3, "what is large is seen in two runs: {found:?}");
+    }
+
+    #[test]
+    fn student_is_that_of_the_tables() {
+        for (freedom, expected) in [(2.0, 4.303), (5.0, 2.571), (10.0, 2.228), (60.0, 2.0)] {
+            assert!((student(freedom) - expected).abs() < 0.03, "{freedom}");
+        }
     }
 
     #[test]
