@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use super::{Cell, cells};
 use crate::results::{Figures, Head, Results, Run};
+use crate::statistics::Estimate;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -223,15 +224,7 @@ fn stalls(html: &mut String, results: &Results) {
               in uninterruptible sleep, looked at every 5 ms: seconds by the length of the wait, sums \
               over all starts that count, divided by their number.</p>\n<div class=\"scroll\"><table><thead><tr>\
               <th>workload</th><th>subject</th>";
-    let mut from = 0.0;
-    for class in CLASSES {
-        let text = match class.is_finite() {
-            true => format!("{from:.0}–{class:.0} ms"),
-            false => format!("over {from:.0} ms"),
-        };
-        let _ = write!(html, "<th>{text}</th>");
-        from = class;
-    }
+    *html += &classes();
     *html += "<th>all</th></tr></thead><tbody>\n";
     for workload in &results.head.workloads {
         for subject in &results.head.subjects {
@@ -239,13 +232,7 @@ fn stalls(html: &mut String, results: &Results) {
             if runs.is_empty() {
                 continue;
             }
-            let mut sums = [0.0; CLASSES.len()];
-            for (_, len) in runs.iter().flat_map(|figures| &figures.stalls) {
-                let class = CLASSES.iter().position(|end| len * 1e3 <= *end);
-                if let Some(sum) = class.and_then(|class| sums.get_mut(class)) {
-                    *sum += len / runs.len() as f64;
-                }
-            }
+            let sums = sums(&runs);
             let most = sums.iter().copied().fold(1e-9, f64::max);
             let _ = write!(
                 html,
@@ -267,78 +254,108 @@ fn stalls(html: &mut String, results: &Results) {
     *html += "</tbody></table></div>\n";
 }
 
+/// Titles of the classes.
+fn classes() -> String {
+    let (mut html, mut from) = (String::new(), 0.0);
+    for class in CLASSES {
+        let text = match class.is_finite() {
+            true => format!("{from:.0}–{class:.0} ms"),
+            false => format!("over {from:.0} ms"),
+        };
+        let _ = write!(html, "<th>{text}</th>");
+        from = class;
+    }
+    html
+}
+
+/// Seconds of waits in each class, for each run.
+fn sums(runs: &[&Figures]) -> [f64; CLASSES.len()] {
+    let mut sums = [0.0; CLASSES.len()];
+    for (_, len) in runs.iter().flat_map(|figures| &figures.stalls) {
+        let class = CLASSES.iter().position(|end| len * 1e3 <= *end);
+        if let Some(sum) = class.and_then(|class| sums.get_mut(class)) {
+            *sum += len / runs.len() as f64;
+        }
+    }
+    sums
+}
+
+/// Titles of the table with every figure.
+const TITLES: [&str; 21] = [
+    "workload",
+    "subject",
+    "runs",
+    "ready s",
+    "95 %",
+    "pull s",
+    "penalty s",
+    "steady s",
+    "MB to ready",
+    "MB in all",
+    "requests",
+    "connections",
+    "CPU s",
+    "CPU s/GB",
+    "workload CPU s",
+    "RSS MB",
+    "disk MB",
+    "written MB",
+    "major faults",
+    "FUSE requests",
+    "shown by",
+];
+
 fn figures(html: &mut String, cells: &[Cell<'_>]) {
     *html += "<h2>Every figure</h2>\n<p>Medians of the runs that count. CPU seconds are those of \
               snapshotter and containerd together, in all and for each compressed gigabyte of the \
               image, then of the workload; RSS is the sum of both \
               daemons' peaks.</p>\n<div class=\"scroll\"><table><thead><tr>";
-    for title in [
-        "workload",
-        "subject",
-        "runs",
-        "ready s",
-        "95 %",
-        "pull s",
-        "penalty s",
-        "steady s",
-        "MB to ready",
-        "MB in all",
-        "requests",
-        "connections",
-        "CPU s",
-        "CPU s/GB",
-        "workload CPU s",
-        "RSS MB",
-        "disk MB",
-        "written MB",
-        "major faults",
-        "FUSE requests",
-        "shown by",
-    ] {
+    for title in TITLES {
         let _ = write!(html, "<th>{title}</th>");
     }
     *html += "</tr></thead><tbody>\n";
     for cell in cells {
         let Some(ready) = cell.ready else { continue };
-        let seconds = |value: Option<f64>| value.map_or("–".to_owned(), |it| format!("{it:.2}"));
-        let disturbed = match cell.disturbed {
-            0 => String::new(),
-            count => format!(" ({count} disturbed)"),
-        };
         let class = if cell.is_ours { " class=\"ours\"" } else { "" };
-        let _ = write!(
-            html,
-            "<tr{class}><td>{}</td><td>{}</td><td>{}{disturbed}</td><td>{:.2}</td><td>{:.2} – {:.2}</td>",
-            escape(cell.workload),
-            escape(cell.subject),
-            cell.runs,
-            ready.value,
-            ready.low,
-            ready.high
-        );
-        for text in [
-            format!("{:.2}", cell.pull),
-            seconds(cell.penalty),
-            seconds(cell.steady),
-            format!("{:.1}", cell.bytes_until_ready / 1e6),
-            format!("{:.1}", cell.bytes / 1e6),
-            format!("{:.0}", cell.requests),
-            format!("{:.0}", cell.connections),
-            format!("{:.2}", cell.cpu),
-            format!("{:.1}", cell.cpu_per_gigabyte),
-            format!("{:.2}", cell.cpu_workload),
-            format!("{:.0}", cell.rss / 1e6),
-            format!("{:.0}", cell.disk / 1e6),
-            format!("{:.0}", cell.written / 1e6),
-            format!("{:.0}", cell.faults_major),
-            cell.fuse_requests.map_or("–".to_owned(), |count| format!("{count:.0}")),
-            escape(&cell.shown_by),
-        ] {
+        let _ = write!(html, "<tr{class}>");
+        for text in figures_of(cell, ready) {
             let _ = write!(html, "<td>{text}</td>");
         }
         *html += "</tr>\n";
     }
     *html += "</tbody></table></div>\n";
+}
+
+/// One under each of [`TITLES`].
+fn figures_of(cell: &Cell<'_>, ready: Estimate) -> [String; TITLES.len()] {
+    let seconds = |value: Option<f64>| value.map_or("–".to_owned(), |it| format!("{it:.2}"));
+    let runs = match cell.disturbed {
+        0 => cell.runs.to_string(),
+        count => format!("{} ({count} disturbed)", cell.runs),
+    };
+    [
+        escape(cell.workload),
+        escape(cell.subject),
+        runs,
+        format!("{:.2}", ready.value),
+        format!("{:.2} – {:.2}", ready.low, ready.high),
+        format!("{:.2}", cell.pull),
+        seconds(cell.penalty),
+        seconds(cell.steady),
+        format!("{:.1}", cell.bytes_until_ready / 1e6),
+        format!("{:.1}", cell.bytes / 1e6),
+        format!("{:.0}", cell.requests),
+        format!("{:.0}", cell.connections),
+        format!("{:.2}", cell.cpu),
+        format!("{:.1}", cell.cpu_per_gigabyte),
+        format!("{:.2}", cell.cpu_workload),
+        format!("{:.0}", cell.rss / 1e6),
+        format!("{:.0}", cell.disk / 1e6),
+        format!("{:.0}", cell.written / 1e6),
+        format!("{:.0}", cell.faults_major),
+        cell.fuse_requests.map_or("–".to_owned(), |count| format!("{count:.0}")),
+        escape(&cell.shown_by),
+    ]
 }
 
 fn missing(html: &mut String, results: &Results, cells: &[Cell<'_>]) {
