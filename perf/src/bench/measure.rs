@@ -217,6 +217,11 @@ impl Clock {
         Self { at: Instant::now(), busy: busy(), own: groups + own() }
     }
 
+    /// CPU seconds of the whole machine since `before`: of the registry and of writing back, too.
+    pub(super) fn busy_since(&self, before: &Self) -> f64 {
+        self.busy - before.busy
+    }
+
     /// Share of all cores that others have used since `before`.
     pub(super) fn others_since(&self, before: &Self) -> f64 {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;

@@ -54,7 +54,7 @@ pub(super) fn run(
     let mut started = bench.start(&mut *session, &site, began)?;
     let bytes_until_ready = registry.bytes_sent();
     let mut figures = std::mem::take(&mut started.figures);
-    figures.cpu_until_ready = Some(cpu(&measure::usage(&site.groups)) - cpu(&before));
+    figures.cpu_until_ready = Some(Clock::read(0.0).busy_since(&clock));
     if !bench.workload.steady.is_empty() {
         session
             .exec(NAME, &bench.workload.steady, bench.workload.timeout)
