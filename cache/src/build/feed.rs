@@ -31,6 +31,10 @@ struct State {
     asked: usize,
 }
 
+/// Threads from which on helpers are of use. On two cores hashing, writing and the network take what the
+/// scan leaves, and a pull takes 1.1 times as long, for pages and symbols cost more than is won.
+const CORES_MIN: usize = 4;
+
 /// Helpers of one layer: from there on the digest of the tar, which one core makes in order, is what
 /// all wait for.
 const HELPERS_MAX: usize = 5;
@@ -62,7 +66,9 @@ impl Feed {
 
     /// Helpers come from here, now and then.
     pub(super) fn employ(&self, crew: Crew) {
-        self.state.lock().crew = Some(crew);
+        if crew.len() >= CORES_MIN {
+            self.state.lock().crew = Some(crew);
+        }
     }
 
     /// Nobody wants anything any more.

@@ -166,36 +166,42 @@ pub(crate) fn symbols<S: Symbol>(
     Ok(())
 }
 
-/// Copy `len` symbols to `at` from `distance` before it, and perhaps up to a chunk more.
+/// Copy `len` symbols to `at` from `distance` before it, and perhaps up to a chunk more. The caller
+/// checked the distance and keeps a margin of room.
 #[inline(always)]
-#[expect(
-    clippy::indexing_slicing,
-    reason = "the caller checked the distance and keeps a margin of room"
-)]
 fn copy<S: Symbol>(buffer: &mut [S], at: usize, len: usize, distance: usize) {
-    let from = at - distance;
-    if distance >= CHUNK_LEN {
-        let mut done = 0;
-        loop {
-            let mut chunk = [S::default(); CHUNK_LEN];
-            chunk.copy_from_slice(&buffer[from + done..from + done + CHUNK_LEN]);
-            buffer[at + done..at + done + CHUNK_LEN].copy_from_slice(&chunk);
-            done += CHUNK_LEN;
-            if done >= len {
-                break;
-            }
+    let mut from = at - distance;
+    let (mut to, end) = (at, at + len);
+    if distance == 1 {
+        let chunk = [buffer.get(from).copied().unwrap_or_default(); CHUNK_LEN];
+        while to < end {
+            put_chunk(buffer, to, chunk);
+            to += CHUNK_LEN;
         }
-    } else if distance == 1 {
-        let symbol = buffer[from];
-        buffer[at..at + len].fill(symbol);
-    } else {
-        // Each step leaves `distance` right symbols more.
-        let mut done = 0;
-        while done < len {
-            let mut chunk = [S::default(); CHUNK_LEN];
-            chunk.copy_from_slice(&buffer[from + done..from + done + CHUNK_LEN]);
-            buffer[at + done..at + done + CHUNK_LEN].copy_from_slice(&chunk);
-            done += distance;
+        return;
+    }
+    // A chunk that overlaps with what it is copied to leaves `distance` right symbols more.
+    let step = distance.min(CHUNK_LEN);
+    loop {
+        put_chunk(buffer, to, chunk_at(buffer, from));
+        to += step;
+        from += step;
+        if to >= end {
+            break;
         }
+    }
+}
+
+/// Arrays, as slices are copied by a call.
+#[inline(always)]
+fn chunk_at<S: Symbol>(buffer: &[S], at: usize) -> [S; CHUNK_LEN] {
+    let chunk = buffer.get(at..).and_then(|rest| rest.first_chunk());
+    chunk.copied().unwrap_or([S::default(); CHUNK_LEN])
+}
+
+#[inline(always)]
+fn put_chunk<S: Symbol>(buffer: &mut [S], at: usize, chunk: [S; CHUNK_LEN]) {
+    if let Some(to) = buffer.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
+        *to = chunk;
     }
 }

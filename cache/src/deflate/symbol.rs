@@ -57,23 +57,22 @@ impl Meaning {
         let (groups, rest) = symbols.as_chunks::<GROUP_LEN>();
         let (room_groups, room_rest) = room.as_chunks_mut::<GROUP_LEN>();
         for (symbols, room) in groups.iter().zip(room_groups) {
-            if is_known(symbols) {
-                room.iter_mut().zip(symbols).for_each(|(to, symbol)| *to = *symbol as u8);
-            } else {
-                self.put_each(symbols, room);
-            }
+            // Put together in a register: bytes stored one by one take twice as long.
+            let word = symbols.iter().rev().fold(0, |word, symbol| word << 8 | self.of(*symbol));
+            *room = word.to_le_bytes();
         }
-        self.put_each(rest, room_rest);
+        room_rest.iter_mut().zip(rest).for_each(|(to, symbol)| *to = self.of(*symbol) as u8);
     }
 
+    #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "there is a meaning for each number of 16 bits")]
-    fn put_each(&self, symbols: &[u16], room: &mut [u8]) {
-        room.iter_mut().zip(symbols).for_each(|(to, symbol)| *to = self.0[usize::from(*symbol)]);
+    fn of(&self, symbol: u16) -> u64 {
+        self.0[usize::from(symbol)].into()
     }
 }
 
-/// Symbols looked at together.
-const GROUP_LEN: usize = 16;
+/// Bytes of a word.
+const GROUP_LEN: usize = 8;
 
 /// Whether all of them are bytes.
 pub(crate) fn is_known(symbols: &[u16]) -> bool {
