@@ -14,7 +14,6 @@ use spanfs_mount::start_set::{StartSet, StartSetOptions, drive};
 pub use spanfs_mount::start_set::StartConfig;
 
 use crate::image::{Layers, OpenLayer};
-use crate::side_by_side::{cores, side_by_side};
 
 /// A start is over by then, or its guess came too late.
 const TIME_MAX: Duration = Duration::from_secs(20);
@@ -58,8 +57,7 @@ pub fn expect_start(
             return tracing::info!("too many files for a prediction of the start set");
         }
         // What can't be read is left out: the guess gets worse by that alone.
-        let options = TreeOptions::default();
-        let trees = side_by_side(&layers.layers, cores(), |_, layer| layer.tree(options.clone()));
+        let trees = layers.each_tree(&TreeOptions::default());
         layers.forget_kept_tocs();
         let (mut known, mut stack) = (Vec::new(), Vec::new());
         for (layer, tree) in layers.layers.iter().zip(trees) {

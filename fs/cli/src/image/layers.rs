@@ -403,10 +403,14 @@ impl Layers {
         })
     }
 
-    /// Trees of all layers, built side by side.
+    /// The tree of each layer, built side by side.
+    pub(crate) fn each_tree(&self, options: &TreeOptions) -> Vec<Result<Tree, ImageError>> {
+        side_by_side(&self.layers, cores(), |_, layer| layer.tree(options.clone()))
+    }
+
+    /// Trees of all layers.
     pub fn trees(&self, options: &TreeOptions) -> Result<Vec<Tree>, ImageError> {
-        let build = |_, layer: &OpenLayer| layer.tree(options.clone());
-        side_by_side(&self.layers, cores(), build).into_iter().collect()
+        self.each_tree(options).into_iter().collect()
     }
 
     /// The tree of the image.
