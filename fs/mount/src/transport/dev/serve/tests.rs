@@ -93,6 +93,8 @@ impl Drop for Kernel {
     }
 }
 
+/// Each takes 16 bytes behind headers of 40 and 8.
+const FORGOTTEN_AT_ONCE: usize = (REQUEST_LEN_MAX - 48) / 16;
 const EIO: i32 = 5;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
@@ -115,6 +117,11 @@ fn nonsense_is_answered_as_far_as_it_can_be_and_the_rest_goes_on() {
     assert_eq!(kernel.ask(36, 7, 1, &6u64.to_ne_bytes()), (7, ENOSYS, Vec::new()));
     for unique in 100..10_100 {
         kernel.send_when_room(&message(opcode::FORGET, unique, 2, &[0; 8]));
+    }
+    // In the largest lots that the kernel sends: as much as we have room for.
+    let lot = [0; 8 + FORGOTTEN_AT_ONCE * 16];
+    for _ in 0..3 {
+        kernel.send_when_room(&message(opcode::BATCH_FORGET, 0, 0, &lot));
     }
     assert_eq!(kernel.ask(opcode::STATFS, 8, 1, &[]).2.len(), 80);
 }
