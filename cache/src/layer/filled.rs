@@ -48,10 +48,11 @@ pub(crate) fn open_filled(
     let committed = commit(&filled, &spec, &table).inspect_err(|_| discard(&filled.claim));
     let Committed { journal, claims, file, ztoc } =
         committed.map_err(storage("keeping the layer in"))?;
-    let windows = Windows::new(ztoc, &spec.ztoc, &table).ok_or_else(|| CacheError::BadZtoc {
-        layer: *spec.blob.digest(),
-        reason: "a checkpoint's window lies outside of it".into(),
-    })?;
+    let windows =
+        Windows::new(ztoc.into(), &spec.ztoc, &table).ok_or_else(|| CacheError::BadZtoc {
+            layer: *spec.blob.digest(),
+            reason: "a checkpoint's window lies outside of it".into(),
+        })?;
     let recovered = Recovered { claims, sealed: true, ztoc_kept: true, index_made: false };
     let Filled { claim, fill, role, .. } = filled;
     let (fill, journal) = (Some(fill), Some(journal));

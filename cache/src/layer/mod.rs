@@ -21,6 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use spanfs_fetch::{Blob, Priority};
 use spanfs_layer::{Digest, SpanTable, UncompressedOffset};
 
+use crate::CacheError;
 use crate::cache::claim::{self, Claim, FillLock};
 use crate::gather::Gather;
 use crate::journal::Journal;
@@ -113,6 +114,12 @@ impl Layer {
     /// That zTOC, encoded, as it stands beside the layer file: the caller checks it.
     pub fn ztoc(&self) -> io::Result<Arc<[u8]>> {
         self.windows.ztoc()
+    }
+
+    /// Wait until that zTOC stands there: from then on the layer can be opened without asking anybody.
+    pub fn wait_for_ztoc(&self) -> Result<(), CacheError> {
+        let path = self.claim.path();
+        self.windows.settle().map_err(CacheError::storage(open::KEEPING_ZTOC, path))
     }
 
     /// Its spans.

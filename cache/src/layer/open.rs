@@ -20,7 +20,7 @@ use crate::layer_file::{Kept, LayerFile, Stamp, file_len};
 use crate::life::{Event, Lives};
 use crate::recover::{Found, Recovered, recover};
 use crate::span_file;
-use crate::windows::Windows;
+use crate::windows::{KeptZtoc, Windows};
 use crate::works::Works;
 
 use super::status::Counters;
@@ -122,7 +122,7 @@ pub(crate) fn open(
     let claim = Claim::open(&path).map_err(storage("opening the layer's directory"))?;
     check_condemned(&claim, &digest, &spec.ztoc_digest)?;
     let files = open_files(directory, claim, &header)?;
-    let ztoc = keep_ztoc(&files, &spec.ztoc).map_err(storage("keeping the zTOC of the layer"))?;
+    let ztoc = keep_ztoc(&files, &spec.ztoc).map_err(storage(KEEPING_ZTOC))?;
     let windows = Windows::new(ztoc, &spec.ztoc, &table).ok_or_else(|| CacheError::BadZtoc {
         layer: digest,
         reason: "a checkpoint's window lies outside of it".into(),
@@ -256,15 +256,28 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The zTOC beside the layer file, written anew unless the same bytes stand there.
-fn keep_ztoc(files: &Files, bytes: &[u8]) -> io::Result<File> {
+/// The zTOC beside the layer file, written anew unless the same bytes stand there. While a large one is
+/// written, the layer's index can be made.
+fn keep_ztoc(files: &Files, bytes: &Arc<[u8]>) -> io::Result<KeptZtoc> {
     let path = files.claim.file(ZTOC);
-    let same = || std::fs::read(&path).is_ok_and(|kept| kept == bytes);
+    let same = || std::fs::read(&path).is_ok_and(|kept| kept == bytes[..]);
     if files.recovered.ztoc_kept || same() {
-        return File::open(&path);
+        return Ok(File::open(&path)?.into());
     }
-    replace(&path, bytes)
+    if bytes.len() >= LARGE_ZTOC_LEN {
+        let (path, bytes) = (path.clone(), Arc::clone(bytes));
+        let thread = std::thread::Builder::new().name("ztoc".into());
+        if let Ok(thread) = thread.spawn(move || replace(&path, &bytes)) {
+            return Ok(thread.into());
+        }
+    }
+    Ok(replace(&path, bytes)?.into())
 }
+
+/// 2 ms of copying.
+const LARGE_ZTOC_LEN: usize = 4 << 20;
+/// What is attempted then.
+pub(super) const KEEPING_ZTOC: &str = "keeping the zTOC of the layer";
 
 /// Write a file so that whoever opens it sees all of it or what was there before.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {

@@ -142,6 +142,7 @@ impl Layer {
             return Ok(());
         }
         self.file.sync()?;
+        self.windows.settle()?;
         let ztoc = std::fs::File::open(self.claim.file(super::open::ZTOC))?;
         ztoc.sync_all()?;
         if let Ok(tail) = std::fs::File::open(self.claim.file(super::open::TAIL)) {

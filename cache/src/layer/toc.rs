@@ -24,6 +24,7 @@ const MODE_MASK: i64 = 0o7777;
 impl Layer {
     /// The first entry of the zTOC that the layer file belies, in words; `None` if all are true.
     pub(super) fn belied(&self) -> io::Result<Option<String>> {
+        self.windows.settle()?;
         let bytes = std::fs::read(self.claim.file(ZTOC))?;
         if Digest::of(&bytes) != self.ztoc_digest {
             return Err(io::Error::other("the kept zTOC has changed on disk"));

@@ -223,6 +223,7 @@ impl Layers {
             Front::Inode => (self.mount_inodes(place, &open)?, None),
         };
         self.metrics.took(Operation::FuseMount, &note.layer.to_string(), since.elapsed());
+        open.settle()?;
         let OpenLayer { content, spans, .. } = open;
         let shown = Shown { mount, content, spans, layer, since, prefetch: None };
         self.registry.show(place.id, note, shown);

@@ -323,6 +323,11 @@ impl OpenLayer {
         }
     }
 
+    /// Wait until the layer can be opened again without asking anybody.
+    pub fn settle(&self) -> Result<(), ImageError> {
+        Ok(self.spans.as_ref().map_or(Ok(()), |spans| spans.wait_for_ztoc())?)
+    }
+
     /// Length of its zTOC, if it has one.
     pub fn ztoc_len(&self) -> Option<u64> {
         match &self.toc {
@@ -343,21 +348,25 @@ impl OpenLayer {
         before: &[Record],
     ) -> Result<Tree, ImageError> {
         let mut builder = TreeBuilder::new(options);
-        let pushed = self.records(|records| {
-            before.iter().chain(records).try_for_each(|record| builder.push(record))
-        })?;
+        let pushed = match before.iter().try_for_each(|record| builder.push(record)) {
+            Ok(()) => self.each_record(|record| builder.push(record))?,
+            Err(error) => Err(error),
+        };
         let tree = pushed.and_then(|()| builder.finish());
         tree.map_err(|error| self.bad(&error))
     }
 
-    /// Look at the entries of the layer.
-    pub(crate) fn records<T>(&self, look: impl FnOnce(&[Record]) -> T) -> Result<T, ImageError> {
+    /// Look at the entries of the layer one after the other, until that fails.
+    pub(crate) fn each_record<E>(
+        &self,
+        mut look: impl FnMut(&Record) -> Result<(), E>,
+    ) -> Result<Result<(), E>, ImageError> {
         match &self.toc {
-            LayerToc::Records(records) => Ok(look(records)),
+            LayerToc::Records(records) => Ok(records.iter().try_for_each(&mut look)),
             LayerToc::Ztoc(toc) => {
                 let bytes = toc.bytes()?;
                 let view = View::new(&bytes).map_err(|error| self.bad(&error))?;
-                Ok(look(&view.records().map_err(|error| self.bad(&error))?))
+                view.each_record(look).map_err(|error| self.bad(&error))
             }
         }
     }

@@ -21,10 +21,7 @@ pub(super) fn describe(
     let ways = Ways::to(implying.iter().flat_map(|(_, paths)| paths));
     let last = implying.iter().map(|(number, _)| *number).max().unwrap_or(0);
     let below = layers.below(last);
-    let pruned = side_by_side(&below.layers, cores(), |_, layer| {
-        let records = layer.records(|records| ways.of(records))?;
-        tree(layer, &records)
-    });
+    let pruned = side_by_side(&below.layers, cores(), |_, layer| tree(layer, &ways));
     let pruned = pruned.into_iter().collect::<Result<Vec<Tree>, _>>()?;
     let describe = |(number, paths): &(usize, Vec<Vec<u8>>)| -> Result<_, ImageError> {
         let stack = Tree::merge(&pruned[..*number])
@@ -75,9 +72,18 @@ fn described(below: &Tree, path: &[u8]) -> Option<Described> {
     })
 }
 
-fn tree(layer: &OpenLayer, records: &[Record]) -> Result<Tree, ImageError> {
+/// What of a layer stands on the ways.
+fn tree(layer: &OpenLayer, ways: &Ways) -> Result<Tree, ImageError> {
     let mut builder = TreeBuilder::new(TreeOptions::default());
-    let pushed = records.iter().try_for_each(|record| builder.push(record));
+    let pushed = layer.each_record(|record| match record.kind {
+        _ if !ways.has(&record.name) => Ok(()),
+        // Its target is not here; that it is no directory is all that counts.
+        Kind::Hardlink => {
+            let record = record.clone();
+            builder.push(&Record { kind: Kind::Regular, size: 0, sparse: None, ..record })
+        }
+        _ => builder.push(record),
+    })?;
     pushed.and_then(|()| builder.finish()).map_err(|error| layer.bad(&error))
 }
 
@@ -95,18 +101,7 @@ impl Ways {
         Self(ways)
     }
 
-    /// The entries that stand on a way, or hide what does.
-    fn of(&self, records: &[Record]) -> Vec<Record> {
-        let stands = records.iter().filter(|record| self.has(&record.name)).cloned();
-        stands
-            .map(|record| match record.kind {
-                // Its target is not here; that it is no directory is all that counts.
-                Kind::Hardlink => Record { kind: Kind::Regular, size: 0, sparse: None, ..record },
-                _ => record,
-            })
-            .collect()
-    }
-
+    /// Whether an entry of that name stands on a way, or hides what does.
     fn has(&self, name: &[u8]) -> bool {
         let parts: Vec<&[u8]> =
             name.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();

@@ -349,8 +349,8 @@ impl<'a> Writer<'a> {
             superblock::put_device(image, number, device.tag, blocks, flat);
             flat = flat.saturating_add(blocks);
         }
-        let hash = Digest::of(&image.bytes);
-        superblock::put_uuid(image, hash.as_bytes());
+        let uuid = Digest::of(&image.fold());
+        superblock::put_uuid(image, uuid.as_bytes());
         superblock::put_checksum(image);
     }
 }

@@ -175,7 +175,7 @@ fn octal(field: &[u8]) -> Option<i64> {
 }
 
 /// A record with nothing in it.
-pub(super) fn blank_record(kind: crate::Kind) -> Record {
+pub(crate) fn blank_record(kind: crate::Kind) -> Record {
     Record {
         name: Vec::new(),
         kind,

@@ -10,6 +10,7 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use header::blank_record;
 pub(crate) use pax::{Pax, time as pax_time};
 pub use reader::Reader;
 

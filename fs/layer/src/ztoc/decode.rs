@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use super::flatbuffer::{Buffer, Offsets, OutOfBounds, Table};
 use super::{COPIES_MAX, Compression, Ztoc, ZtocError, time};
-use crate::tar::{self, BLOCK_LEN, Pax};
+use crate::tar::{self, BLOCK_LEN, Pax, blank_record};
 use crate::{Digest, Kind, Record, Time, UncompressedOffset};
 
 /// First second of the year 10000. The peer writes no text for times beyond the year 9999, so an
@@ -89,15 +89,61 @@ impl<'a> View<'a> {
 
     /// The tar's entries in archive order.
     pub fn records(&self) -> Result<Vec<Record>, ZtocError> {
-        let Some(metadata) = self.metadata else { return Ok(Vec::new()) };
-        let mut budget = Budget::new(self.copied_bytes_max);
-        budget.spend(metadata.count().saturating_mul(size_of::<Record>()))?;
-        let mut records = Vec::with_capacity(metadata.count());
-        for (index, table) in metadata.tables().enumerate() {
-            records.push(record(table?, index, &mut budget)?);
+        let (mut budget, mut times) = (self.record_budget()?, Times::default());
+        let mut records = Vec::new();
+        records.reserve_exact(self.record_count());
+        for (index, table) in self.entries().enumerate() {
+            let mut record = blank_record(Kind::Regular);
+            read(table?, index, &mut budget, &mut times, &mut record)?;
+            records.push(record);
         }
         derive_headers(&mut records, self.uncompressed_size)?;
         Ok(records)
+    }
+
+    /// How many entries there are, as it says.
+    pub fn record_count(&self) -> usize {
+        self.metadata.map_or(0, |entries| entries.count())
+    }
+
+    /// Lend the tar's entries to `look` one after the other, until it fails: those of
+    /// [`Self::records`], without holding all of them. That the zTOC is wrong may show only behind some
+    /// of them, and so may that headers are elsewhere, where entries are not in the order of their data.
+    pub fn each_record<E>(
+        &self,
+        mut look: impl FnMut(&Record) -> Result<(), E>,
+    ) -> Result<Result<(), E>, ZtocError> {
+        let (mut budget, mut record) = (self.record_budget()?, blank_record(Kind::Regular));
+        let (mut headers, mut is_rising) = (Headers::new(self.uncompressed_size), true);
+        let mut times = Times::default();
+        for (index, table) in self.entries().enumerate() {
+            let before = record.data;
+            read(table?, index, &mut budget, &mut times, &mut record)?;
+            is_rising &= before <= record.data;
+            if !is_rising {
+                break;
+            }
+            record.header = headers.next(index, &record)?;
+            if let Err(error) = look(&record) {
+                return Ok(Err(error));
+            }
+        }
+        if is_rising {
+            return Ok(Ok(()));
+        }
+        // Headers are known only once all are: they go by the order of the data.
+        let seen = headers.count;
+        Ok(self.records()?.iter().skip(seen).try_for_each(look))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Result<Table<'a>, OutOfBounds>> + 'a {
+        self.metadata.into_iter().flat_map(Offsets::tables)
+    }
+
+    fn record_budget(&self) -> Result<Budget, ZtocError> {
+        let mut budget = Budget::new(self.copied_bytes_max);
+        budget.spend(self.record_count().saturating_mul(size_of::<Record>()))?;
+        Ok(budget)
     }
 }
 
@@ -134,40 +180,59 @@ impl Budget {
         Ok(())
     }
 
-    fn copy(&mut self, bytes: &[u8]) -> Result<Vec<u8>, ZtocError> {
+    fn copy(&mut self, bytes: &[u8], to: &mut Vec<u8>) -> Result<(), ZtocError> {
         self.spend(bytes.len())?;
-        Ok(bytes.to_vec())
+        to.clear();
+        to.extend_from_slice(bytes);
+        Ok(())
     }
 }
 
-fn record(table: Table<'_>, index: usize, budget: &mut Budget) -> Result<Record, ZtocError> {
+/// The last time that was read: the next one is mostly the same.
+#[derive(Default)]
+struct Times<'a>(Option<(&'a [u8], Time)>);
+
+impl<'a> Times<'a> {
+    fn parse(&mut self, text: &'a [u8]) -> Option<Time> {
+        if let Some((known, time)) = self.0
+            && known == text
+        {
+            return Some(time);
+        }
+        let time = time::parse(text)?;
+        self.0 = Some((text, time));
+        Some(time)
+    }
+}
+
+/// Everything of an entry but its header.
+fn read<'a>(
+    table: Table<'a>,
+    index: usize,
+    budget: &mut Budget,
+    times: &mut Times<'a>,
+    into: &mut Record,
+) -> Result<(), ZtocError> {
     let invalid = |field| ZtocError::Entry { index, field };
-    let (kind, typeflag) = kind(table.string(1)?).ok_or(invalid("type"))?;
+    (into.kind, into.typeflag) = kind(table.string(1)?).ok_or(invalid("type"))?;
     let offset = |id, field| u64::try_from(table.i64(id)?).map_err(|_| invalid(field));
-    let pax = pax(table.offsets(13)?, budget)?;
-    let mtime = match table.string(10)? {
-        b"" => pax_time(&pax).unwrap_or(TIME_WITHOUT_TEXT),
-        text => time::parse(text).ok_or(invalid("modification time"))?,
+    pax(table.offsets(13)?, budget, &mut into.pax)?;
+    into.mtime = match table.string(10)? {
+        b"" => pax_time(&into.pax).unwrap_or(TIME_WITHOUT_TEXT),
+        text => times.parse(text).ok_or(invalid("modification time"))?,
     };
-    Ok(Record {
-        name: budget.copy(table.string(0)?)?,
-        kind,
-        typeflag,
-        link: budget.copy(table.string(4)?)?,
-        mode: table.i64(5)?,
-        uid: table.u32(6)?.into(),
-        gid: table.u32(7)?.into(),
-        uname: budget.copy(table.string(8)?)?,
-        gname: budget.copy(table.string(9)?)?,
-        mtime,
-        devmajor: table.i64(11)?,
-        devminor: table.i64(12)?,
-        pax,
-        header: UncompressedOffset(0),
-        data: UncompressedOffset(offset(2, "offset")?),
-        size: offset(3, "size")?,
-        sparse: None,
-    })
+    budget.copy(table.string(0)?, &mut into.name)?;
+    budget.copy(table.string(4)?, &mut into.link)?;
+    into.mode = table.i64(5)?;
+    into.uid = table.u32(6)?.into();
+    into.gid = table.u32(7)?.into();
+    budget.copy(table.string(8)?, &mut into.uname)?;
+    budget.copy(table.string(9)?, &mut into.gname)?;
+    into.devmajor = table.i64(11)?;
+    into.devminor = table.i64(12)?;
+    into.data = UncompressedOffset(offset(2, "offset")?);
+    into.size = offset(3, "size")?;
+    Ok(())
 }
 
 /// Only a time that has no text: any other would have been written as one.
@@ -176,14 +241,17 @@ fn pax_time(pax: &Pax) -> Option<Time> {
     tar::pax_time(value).filter(|&mtime| time::format(mtime).is_empty())
 }
 
-fn pax(xattrs: Offsets<'_>, budget: &mut Budget) -> Result<Pax, ZtocError> {
+fn pax(xattrs: Offsets<'_>, budget: &mut Budget, into: &mut Pax) -> Result<(), ZtocError> {
     budget.spend(xattrs.count().saturating_mul(size_of::<(Vec<u8>, Vec<u8>)>()))?;
-    let mut pax = Vec::with_capacity(xattrs.count());
+    into.clear();
+    into.reserve_exact(xattrs.count());
     for xattr in xattrs.tables() {
-        let xattr = xattr?;
-        pax.push((budget.copy(xattr.string(0)?)?, budget.copy(xattr.string(1)?)?));
+        let (xattr, mut key, mut value) = (xattr?, Vec::new(), Vec::new());
+        budget.copy(xattr.string(0)?, &mut key)?;
+        budget.copy(xattr.string(1)?, &mut value)?;
+        into.push((key, value));
     }
-    Ok(pax)
+    Ok(())
 }
 
 fn kind(name: &[u8]) -> Option<(Kind, u8)> {
@@ -205,21 +273,41 @@ fn derive_headers(records: &mut [Record], archive_size: u64) -> Result<(), ZtocE
     if !records.is_sorted_by_key(|record| record.data) {
         order.sort_by_key(|&index| records.get(index).map(|record| record.data));
     }
-    let mut header = 0;
+    let mut headers = Headers::new(archive_size);
     for index in order {
         let Some(record) = records.get_mut(index) else { continue };
-        let invalid = ZtocError::InvalidToc { index, data: record.data.0 };
-        record.header = UncompressedOffset(header);
-        let Range { start, end } = extent(record).ok_or(invalid.clone())?;
-        if start < header.saturating_add(BLOCK_LEN as u64) {
-            return Err(invalid);
-        }
-        if record.kind == Kind::Regular && end > archive_size {
-            return Err(invalid);
-        }
-        header = end.checked_next_multiple_of(BLOCK_LEN as u64).ok_or(invalid)?;
+        record.header = headers.next(index, record)?;
     }
     Ok(())
+}
+
+/// Where the headers of entries begin that are given in the order of their data.
+struct Headers {
+    at: u64,
+    count: usize,
+    archive_size: u64,
+}
+
+impl Headers {
+    fn new(archive_size: u64) -> Self {
+        Self { at: 0, count: 0, archive_size }
+    }
+
+    /// That of the next one.
+    fn next(&mut self, index: usize, record: &Record) -> Result<UncompressedOffset, ZtocError> {
+        let invalid = || ZtocError::InvalidToc { index, data: record.data.0 };
+        let header = self.at;
+        let Range { start, end } = extent(record).ok_or_else(invalid)?;
+        if start < header.saturating_add(BLOCK_LEN as u64) {
+            return Err(invalid());
+        }
+        if record.kind == Kind::Regular && end > self.archive_size {
+            return Err(invalid());
+        }
+        self.at = end.checked_next_multiple_of(BLOCK_LEN as u64).ok_or_else(invalid)?;
+        self.count += 1;
+        Ok(UncompressedOffset(header))
+    }
 }
 
 /// What an entry takes of the tar behind its headers. Peers count the size of any kind of entry.

@@ -453,6 +453,18 @@ mod properties {
             prop_assert_eq!(Ztoc::decode(&ztoc.encode()), Ok(ztoc));
         }
 
+        #[test]
+        fn entries_are_lent_in_any_order_of_their_data(
+            mut ztoc in ztoc(),
+            swaps in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..4),
+        ) {
+            let count = ztoc.records.len();
+            for (one, other) in swaps.into_iter().filter(|_| count > 0) {
+                ztoc.records.swap(one.index(count), other.index(count));
+            }
+            examine(&ztoc.encode());
+        }
+
         /// Damaged zTOCs give an error or a valid value, which then survives the round trip.
         #[test]
         fn damaged_ztocs_never_panic(
@@ -487,7 +499,26 @@ mod properties {
         }
     }
 
+    /// Whether the zTOC holds or not, entries one by one are those of the whole.
+    fn examine_entries(encoded: &[u8]) {
+        let Ok(view) = View::new(encoded) else { return };
+        let mut lent = Vec::new();
+        let seen = view.each_record(|record| {
+            lent.push(Record { header: crate::UncompressedOffset(0), ..record.clone() });
+            Ok::<_, ()>(())
+        });
+        match view.records() {
+            Ok(mut records) => {
+                assert_eq!(seen, Ok(Ok(())));
+                records.iter_mut().for_each(|it| it.header = crate::UncompressedOffset(0));
+                assert_eq!(lent, records);
+            }
+            Err(_) => assert!(seen.is_err()),
+        }
+    }
+
     fn examine(encoded: &[u8]) {
+        examine_entries(encoded);
         if let Ok(ztoc) = Ztoc::decode(encoded) {
             assert_eq!(Ztoc::decode(&ztoc.encode()), Ok(ztoc));
         }
