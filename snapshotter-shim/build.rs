@@ -19,6 +19,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
         .btree_map(".")
+        // Thousands of entries, each encoded once.
+        .extern_path(
+            ".containerd.services.snapshots.v1.ListSnapshotsResponse",
+            "crate::grpc::listing::Listing",
+        )
         .compile_fds(descriptors)?;
     Ok(())
 }

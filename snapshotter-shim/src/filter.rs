@@ -268,7 +268,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::state::{Kind, Usage};
+    use crate::state::{Kind, Listed, Usage};
 
     fn snapshot() -> Snapshot {
         Snapshot {
@@ -280,6 +280,7 @@ mod tests {
             created: SystemTime::UNIX_EPOCH,
             updated: SystemTime::UNIX_EPOCH,
             usage: Usage::default(),
+            listed: Listed::default(),
         }
     }
 

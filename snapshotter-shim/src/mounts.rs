@@ -76,7 +76,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::state::{Labels, Usage};
+    use crate::state::{Labels, Listed, Usage};
 
     #[test]
     fn shapes() {
@@ -94,6 +94,7 @@ mod tests {
                 created: now,
                 updated: now,
                 usage: Usage::default(),
+                listed: Listed::default(),
             };
             let lowers: Vec<_> = parents.iter().map(|&parent| directories.fs(parent)).collect();
             let found = mount(&directories, &snapshot, &lowers, &["index=off".to_owned()]);

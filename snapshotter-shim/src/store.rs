@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Change, Kind, Snapshot, State, Usage};
+use crate::state::{Change, Kind, Listed, Snapshot, State, Usage};
 
 /// Name → record as JSON.
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -68,7 +68,8 @@ impl StoreError {
     /// Whether the disk has no room.
     pub fn is_full(&self) -> bool {
         let Self::Database { source, .. } = self else { return false };
-        matches!(&**source, redb::Error::Io(e) if e.kind() == ErrorKind::StorageFull)
+        use ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(&**source, redb::Error::Io(e) if matches!(e.kind(), StorageFull | QuotaExceeded))
     }
 }
 
@@ -240,6 +241,7 @@ fn decode(name: &str, record: &[u8]) -> Result<Snapshot, String> {
         created: time(record.created)?,
         updated: time(record.updated)?,
         usage: Usage { bytes: record.usage.0, inodes: record.usage.1 },
+        listed: Listed::default(),
     })
 }
 

@@ -11,18 +11,21 @@ use crate::mounts::Mount;
 use crate::state::{Kind, Labels, Snapshot};
 
 pub(super) fn info(snapshot: &Snapshot) -> Info {
-    let kind = match snapshot.kind {
-        Kind::View => ProtoKind::View,
-        Kind::Active => ProtoKind::Active,
-        Kind::Committed => ProtoKind::Committed,
-    };
     Info {
         name: snapshot.name.clone(),
         parent: snapshot.parent.clone(),
-        kind: kind.into(),
+        kind: kind(snapshot.kind).into(),
         created_at: Some(timestamp(snapshot.created)),
         updated_at: Some(timestamp(snapshot.updated)),
         labels: snapshot.labels.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+    }
+}
+
+pub(super) fn kind(kind: Kind) -> ProtoKind {
+    match kind {
+        Kind::View => ProtoKind::View,
+        Kind::Active => ProtoKind::Active,
+        Kind::Committed => ProtoKind::Committed,
     }
 }
 
@@ -40,7 +43,7 @@ pub(super) fn mounts(mount: Mount) -> Vec<types::Mount> {
 }
 
 /// The store keeps no time before 1970, and no clock of ours shows one.
-fn timestamp(time: SystemTime) -> Timestamp {
+pub(super) fn timestamp(time: SystemTime) -> Timestamp {
     let duration = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp {
         seconds: duration.as_secs().try_into().unwrap_or(i64::MAX),

@@ -1,6 +1,7 @@
 //! containerd's gRPC services, served by a [`crate::snapshotter::Snapshotter`].
 
 mod info;
+pub mod listing;
 mod service;
 mod status;
 #[cfg(test)]

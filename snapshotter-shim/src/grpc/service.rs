@@ -9,18 +9,19 @@ use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
 
 use super::info::{info, labels, mounts};
+use super::listing::Listings;
 use super::proto::snapshots::snapshots_server::Snapshots;
 use super::proto::snapshots::{
-    CleanupRequest, CommitSnapshotRequest, ListSnapshotsRequest, ListSnapshotsResponse,
-    MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
-    RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
-    UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
+    CleanupRequest, CommitSnapshotRequest, ListSnapshotsRequest, MountsRequest, MountsResponse,
+    PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest,
+    StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest,
+    UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use super::status::status;
 use crate::layers::Caller;
 use crate::snapshotter::{Failure, Snapshotter};
 use crate::state::labels::TARGET;
-use crate::state::{Kind, LabelMask, Snapshot};
+use crate::state::{Kind, LabelMask};
 
 /// Layers asked for at once; more wait. Half of the threads that calls have.
 const EXTRACTIONS_MAX: usize = 64;
@@ -29,9 +30,6 @@ const SWEEP_DELAY_MIN: Duration = Duration::from_millis(500);
 const SWEEP_DELAY_MAX: Duration = Duration::from_secs(60);
 /// containerd's namespace.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
-
-/// Snapshots in one message of a listing, as the reference sends them.
-const CHUNK_LEN: usize = 100;
 
 /// The service. Each call runs on a thread of its own to its end, also when its caller has gone; only
 /// pulls of whole layers are given up then.
@@ -113,7 +111,7 @@ async fn sweep(snapshotter: std::sync::Weak<Snapshotter>, removed: Arc<Notify>) 
 
 #[tonic::async_trait]
 impl Snapshots for SnapshotsService {
-    type ListStream = Iter<Chunks>;
+    type ListStream = Iter<Listings>;
 
     async fn prepare(
         &self,
@@ -223,7 +221,7 @@ impl Snapshots for SnapshotsService {
         let filters = request.into_inner().filters;
         tracing::debug!(?filters, "walk");
         let snapshots = self.call(move |s| s.list(&filters)).await?;
-        Ok(Response::new(tokio_stream::iter(Chunks(snapshots.into_iter()))))
+        Ok(Response::new(tokio_stream::iter(Listings::new(snapshots))))
     }
 
     async fn usage(
@@ -242,18 +240,5 @@ impl Snapshots for SnapshotsService {
         tracing::debug!("cleanup");
         self.call(Snapshotter::cleanup).await?;
         Ok(Response::new(()))
-    }
-}
-
-/// A listing, cut into messages as they are asked for.
-#[derive(Debug)]
-pub struct Chunks(std::vec::IntoIter<Arc<Snapshot>>);
-
-impl Iterator for Chunks {
-    type Item = Result<ListSnapshotsResponse, Status>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let info: Vec<_> = self.0.by_ref().take(CHUNK_LEN).map(|s| info(&s)).collect();
-        (!info.is_empty()).then_some(Ok(ListSnapshotsResponse { info }))
     }
 }

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::state::Change;
+use crate::state::{Change, Listed};
 
 fn open(root: &Path) -> Snapshotter {
     Snapshotter::open(root, Vec::new()).unwrap()
@@ -130,6 +130,7 @@ fn crowded(root: &Path) -> Snapshotter {
             created: now,
             updated: now,
             usage: Usage::default(),
+            listed: Listed::default(),
         };
         state.apply(Change { removed: None, put: Some(snapshot) });
     }

@@ -11,7 +11,8 @@ pub mod labels;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 pub use labels::{LabelMask, Labels};
@@ -66,6 +67,39 @@ pub struct Snapshot {
     pub updated: SystemTime,
     /// Disk usage at commit; zero before.
     pub usage: Usage,
+    /// What it looks like in a list, once it was in one.
+    pub listed: Listed,
+}
+
+/// Bytes that follow from a snapshot: not a part of what it is, nor of a copy that is to be another.
+#[derive(Default)]
+pub struct Listed(OnceLock<Box<[u8]>>);
+
+impl Listed {
+    /// The bytes; `make` them the first time.
+    pub fn get_or_make(&self, make: impl FnOnce() -> Box<[u8]>) -> &[u8] {
+        self.0.get_or_init(make)
+    }
+}
+
+impl Clone for Listed {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Listed {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Listed {}
+
+impl fmt::Debug for Listed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listed")
+    }
 }
 
 /// What a caller wants changed.
@@ -249,7 +283,9 @@ impl State {
                 self.may_create(&key, kind, &parent)?;
                 assert!(!self.ids.contains(&id), "id {id} is given twice");
                 let (created, updated, usage) = (now, now, Usage::default());
-                let put = Snapshot { name: key, id, kind, parent, labels, created, updated, usage };
+                let (name, listed) = (key, Listed::default());
+                let put =
+                    Snapshot { name, id, kind, parent, labels, created, updated, usage, listed };
                 Ok(Change { removed: None, put: Some(put) })
             }
             Command::Place { id, name, parent, labels, usage } => {
@@ -257,7 +293,9 @@ impl State {
                 self.may_create(&name, Kind::Active, &parent)?;
                 assert!(!self.ids.contains(&id), "id {id} is given twice");
                 let (kind, created, updated) = (Kind::Committed, now, now);
-                let put = Snapshot { name, id, kind, parent, labels, created, updated, usage };
+                let listed = Listed::default();
+                let put =
+                    Snapshot { name, id, kind, parent, labels, created, updated, usage, listed };
                 Ok(Change { removed: None, put: Some(put) })
             }
             Command::Commit { name, key, labels, parent, usage } => {
@@ -349,8 +387,8 @@ impl State {
         let labels = labels.checked()?;
         let kind = Kind::Committed;
         let id = active.id;
-        let snapshot =
-            Snapshot { name, id, kind, parent, labels, created: now, updated: now, usage };
+        let (created, updated, listed) = (now, now, Listed::default());
+        let snapshot = Snapshot { name, id, kind, parent, labels, created, updated, usage, listed };
         Ok(Change { removed: Some(key.to_owned()), put: Some(snapshot) })
     }
 

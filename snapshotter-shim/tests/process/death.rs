@@ -62,7 +62,7 @@ async fn listed(client: &mut SnapshotsClient<Channel>) -> Vec<Info> {
     let mut stream = client.list(ListSnapshotsRequest::default()).await.unwrap().into_inner();
     let mut all = Vec::new();
     while let Some(message) = stream.message().await.unwrap() {
-        all.extend(message.info);
+        all.extend(message.infos().unwrap());
     }
     all
 }

@@ -111,7 +111,7 @@ impl Containerd {
         let mut stream = self.client.list(request).await?.into_inner();
         let mut found = Vec::new();
         while let Some(message) = stream.message().await? {
-            found.extend(message.info);
+            found.extend(message.infos().unwrap());
         }
         // An extraction that was left to containerd may still be under way.
         found.retain(|info| info.kind() == Kind::Committed);
@@ -179,7 +179,7 @@ impl Containerd {
             self.client.list(ListSnapshotsRequest::default()).await.unwrap().into_inner();
         let mut left = Vec::new();
         while let Some(message) = stream.message().await.unwrap() {
-            left.extend(message.info);
+            left.extend(message.infos().unwrap());
         }
         while !left.is_empty() {
             let parents: Vec<_> = left.iter().map(|info| info.parent.clone()).collect();

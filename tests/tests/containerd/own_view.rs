@@ -42,7 +42,7 @@ async fn ask(node: &Node) -> Vec<Info> {
     let mut stream = client.list(ListSnapshotsRequest::default()).await.expect("List").into_inner();
     let mut infos = Vec::new();
     while let Some(message) = stream.message().await.expect("List") {
-        infos.extend(message.info);
+        infos.extend(message.infos().expect("entries"));
     }
     for info in infos.iter().filter(|info| info.kind() != Kind::Committed) {
         let request = MountsRequest { key: info.name.clone(), ..Default::default() };

@@ -246,7 +246,8 @@ impl<'n> Replay<'n> {
                     let mut stream = client.list(with(&headers, message)).await?.into_inner();
                     let mut found = Vec::new();
                     while let Some(message) = stream.message().await? {
-                        found.extend(message.info.into_iter().map(our_info));
+                        let infos = message.infos().expect("entries");
+                        found.extend(infos.into_iter().map(our_info));
                     }
                     found.sort_by_key(|info| info["name"].to_string());
                     json!({ "info": found })
