@@ -9,5 +9,5 @@ mod slots;
 mod stream;
 
 pub use download::{BufferError, Download, DownloadOptions, Durable, Growing};
-pub use slots::{Slot, Slots};
+pub use slots::{Place, Slot, Slots};
 pub use stream::{Chunk, Stream, StreamOptions};

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use spanfs_fetch::buffer::{Download, Durable, Slots, StreamOptions};
+use spanfs_fetch::buffer::{Download, Durable, Place, StreamOptions};
 use spanfs_fetch::{Blob, Priority};
 use spanfs_layer::{Digest, Record, Ztoc};
 
@@ -61,7 +61,7 @@ pub struct WholeSpec<'a> {
     /// Where the blob's bytes stand between network and decoder.
     pub buffer: Buffer,
     /// Limits on layers that are decoded at once; downloads into a file need not wait for them.
-    pub unpacks: &'a [Arc<Slots>],
+    pub unpacks: &'a [Place],
     /// Given the file of the blob once its digest matched; only with [`Buffer::File`]. The file is gone
     /// when it returns, unless it was linked elsewhere.
     pub keep: Option<&'a (dyn Fn(&Path) + Sync)>,

@@ -51,6 +51,7 @@ impl Opener {
             name: blob_name(&layer.descriptor, layer.diff_id, request),
             is_parallel: false,
             of_image: OfImage::unlimited(),
+            places: Vec::new(),
             stop: Arc::clone(&self.stop),
         })
     }

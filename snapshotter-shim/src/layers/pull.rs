@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use spanfs::image::{ImageError, OpenLayer, Pull};
 use spanfs_cache::{Buffer, Program};
-use spanfs_fetch::buffer::{Slots, StreamOptions};
+use spanfs_fetch::buffer::{Place, Slots, StreamOptions};
 use spanfs_fetch::{Priority, Source};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::Descriptor;
@@ -56,6 +56,8 @@ pub(super) struct Puller {
     downloads_per_image: Option<u32>,
     unpacks_per_image: Option<u32>,
     images: Mutex<HashMap<Digest, Weak<OfImage>>>,
+    /// Images pulled so far.
+    image_count: AtomicU64,
     programs: BTreeMap<String, Program>,
     /// Layers pulled in this mode leave no blob behind.
     discard: bool,
@@ -66,20 +68,33 @@ pub(super) struct Puller {
 
 /// Limits of one image.
 pub(super) struct OfImage {
+    /// Images pulled before it.
+    number: u64,
     downloads: Vec<Arc<Slots>>,
     unpacks: Vec<Arc<Slots>>,
 }
+
+/// Layers of an image, at most.
+const POSITIONS_MAX: u64 = 1 << 16;
 
 impl OfImage {
     /// For layers that can't be lazy, of an image whose other layers are.
     pub(super) fn of_few() -> Arc<Self> {
         let slots = |limit| vec![Slots::new(limit)];
-        Arc::new(Self { downloads: slots(FEW_DOWNLOADS), unpacks: slots(FEW_UNPACKS) })
+        let (downloads, unpacks) = (slots(FEW_DOWNLOADS), slots(FEW_UNPACKS));
+        Arc::new(Self { number: 0, downloads, unpacks })
     }
 
     /// For layers that don't count.
     pub(super) fn unlimited() -> Arc<Self> {
-        Arc::new(Self { downloads: Vec::new(), unpacks: Vec::new() })
+        Arc::new(Self { number: 0, downloads: Vec::new(), unpacks: Vec::new() })
+    }
+
+    /// Places in line for the decoding of the layer at `position`: the lowest goes first, as containerd
+    /// waits for it, and nobody above it waits for bytes in a slot that it could use.
+    pub(super) fn line_up(&self, position: usize) -> Vec<Place> {
+        let rank = self.number * POSITIONS_MAX + (position as u64).min(POSITIONS_MAX - 1);
+        self.unpacks.iter().map(|slots| slots.line_up(rank)).collect()
     }
 }
 
@@ -99,13 +114,14 @@ pub(super) fn blob_name(descriptor: &Descriptor, diff_id: Digest, request: &Requ
 pub(super) const NAMESPACE_DEFAULT: &str = "default";
 
 /// A layer to be pulled.
-#[derive(Clone)]
 pub(super) struct Task {
     pub(super) source: Source,
     pub(super) name: BlobName,
     /// In the mode of whole layers, with its settings.
     pub(super) is_parallel: bool,
     pub(super) of_image: Arc<OfImage>,
+    /// In line to be decoded.
+    pub(super) places: Vec<Place>,
     /// Ends it.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -135,6 +151,7 @@ impl Puller {
             downloads_per_image: of_all(|it| it.downloads_per_image_max),
             unpacks_per_image: of_all(|it| it.unpacks_per_image_max),
             images: Mutex::default(),
+            image_count: AtomicU64::new(0),
             programs,
             discard: parallel.is_some_and(|it| it.discard),
             ztoc: settings.ztoc_from_full_pull,
@@ -154,6 +171,7 @@ impl Puller {
             one.into_iter().chain(all.clone()).collect()
         };
         let image = Arc::new(OfImage {
+            number: self.image_count.fetch_add(1, Ordering::Relaxed),
             downloads: limits(&self.downloads, self.downloads_per_image),
             unpacks: limits(&self.unpacks, self.unpacks_per_image),
         });
@@ -213,7 +231,7 @@ impl Opener {
     /// can't be kept is told in the log alone: the layer is there.
     pub(super) fn pull(&self, task: &Task) -> Result<OpenLayer, ImageError> {
         let puller = &*self.puller;
-        let Task { source, name, is_parallel, of_image, stop } = task;
+        let Task { source, name, is_parallel, of_image, places, stop } = task;
         let keeps = !(*is_parallel && puller.discard);
         let put = |file: Option<&Path>| match puller.store.put(name, file) {
             Ok(Kept::Yes) => {}
@@ -234,7 +252,7 @@ impl Opener {
         let pull = Pull {
             stream: puller.stream(of_image, name.descriptor.size),
             buffer: Buffer::File,
-            unpacks: &of_image.unpacks,
+            unpacks: places,
             keep: keeps.then_some(&keep),
             ztoc: puller.ztoc,
             program: puller.program(&name.descriptor.media_type).filter(|_| *is_parallel),
@@ -329,6 +347,22 @@ mod tests {
         assert!(Arc::ptr_eq(&one.downloads[1], &two.downloads[1]));
         drop(one);
         assert_eq!(puller.of_image(&Digest::of(b"one")).downloads[0].free(), 3);
+    }
+
+    #[test]
+    fn the_lowest_layer_of_the_first_image_is_decoded_first() {
+        let puller = puller("max_concurrent_unpacks = 1").unwrap();
+        let [one, two] = [b"one", b"two"].map(|name| puller.of_image(&Digest::of(name)));
+        let [upper, other, lower] = [one.line_up(1), two.line_up(0), one.line_up(0)];
+        let take = |places: &[Place]| -> Option<Vec<_>> {
+            places.iter().map(|place| place.take_within(Duration::ZERO)).collect()
+        };
+        assert!(take(&upper).is_none() && take(&other).is_none());
+        let slots = take(&lower).unwrap();
+        assert!(take(&upper).is_none());
+        drop(slots);
+        assert!(take(&other).is_none(), "its image came later");
+        assert!(take(&upper).is_some());
     }
 
     #[test]

@@ -169,16 +169,21 @@ impl Wholes {
             tries += 1;
             let mut waiting = self.enter(opener, &wants.request.manifest);
             let begun = self.start(opener, wants, numbers, position, &waiting.group);
-            let Some(task) = wants.task(position, &waiting.group) else {
+            let Some(layer) = wants.known.layers.get(position) else {
                 unreachable!("the layer was found in its image");
             };
-            let digest = task.name.descriptor.digest;
+            let digest = layer.descriptor.digest;
             let is_wanted = || !caller.is_gone();
-            let run = run(opener.clone(), task);
             let outcome = match begun {
                 // It may have failed already.
                 Some(begun) => self.jobs.wait(&begun, WHOLE_TIME_MAX, is_wanted),
-                None => self.jobs.get_while(&digest, WHOLE_TIME_MAX, ended(), is_wanted, run),
+                None => {
+                    let Some(task) = wants.task(position, &waiting.group) else {
+                        unreachable!("the layer was found in its image");
+                    };
+                    let run = run(opener.clone(), task);
+                    self.jobs.get_while(&digest, WHOLE_TIME_MAX, ended(), is_wanted, run)
+                }
             };
             if outcome.is_ok() {
                 self.jobs.forget(&digest);
@@ -309,11 +314,13 @@ impl<'a> Wants<'a> {
     fn task(&self, position: usize, group: &Group) -> Option<Task> {
         let layer = self.known.layers.get(position)?;
         let is_parallel = self.are == Are::Parallel;
+        let of_image = if is_parallel { &group.of_image } else { &group.of_few };
         Some(Task {
             source: self.known.source.clone(),
             name: blob_name(&layer.descriptor, layer.diff_id, self.request),
             is_parallel,
-            of_image: Arc::clone(if is_parallel { &group.of_image } else { &group.of_few }),
+            of_image: Arc::clone(of_image),
+            places: of_image.line_up(position),
             stop: Arc::clone(&group.stop),
         })
     }

@@ -97,8 +97,9 @@ fn a_layer_downloads_while_another_is_decoded() {
     let tar = tar_of(25, 300_000);
     let blob = TestBlob::new(tar.clone());
     let cache = cache(root.path());
-    let limits = [Slots::new(1)];
-    let turn = limits[0].try_take().unwrap();
+    let slots = Slots::new(1);
+    let limits = [slots.line_up(0)];
+    let turn = slots.try_take().unwrap();
     std::thread::scope(|scope| {
         let getting = scope.spawn(|| {
             cache.whole(WholeSpec { unpacks: &limits, ..through_file(blob.clone(), None) }).unwrap()
@@ -111,7 +112,7 @@ fn a_layer_downloads_while_another_is_decoded() {
         assert_content(&getting.join().unwrap(), &tar);
     });
     // Who waits for his turn in vain is told, not kept.
-    let turn = limits[0].try_take().unwrap();
+    let turn = slots.try_take().unwrap();
     let dead = TestBlob::new(tar_of(26, 100_000));
     dead.fail(|_| Fault::Unreachable);
     let spec = WholeSpec { unpacks: &limits, ..through_file(dead, None) };

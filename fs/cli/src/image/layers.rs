@@ -8,7 +8,7 @@ use spanfs_cache::build::BuildOptions;
 use spanfs_cache::{
     Buffer, Cache, Content, KnownLayer, Layer, LayerSpec, Origin, Program, WholeSpec, WholeToc,
 };
-use spanfs_fetch::buffer::{Slots, StreamOptions};
+use spanfs_fetch::buffer::{Place, StreamOptions};
 use spanfs_fetch::{Blob, Source};
 use spanfs_layer::oci::Descriptor;
 use spanfs_layer::soci::{Prefetch, SpanRun};
@@ -91,8 +91,8 @@ pub struct Pull<'a> {
     pub stream: StreamOptions,
     /// Where the blob's bytes stand on their way.
     pub buffer: Buffer,
-    /// Limits on layers that are decoded at once.
-    pub unpacks: &'a [Arc<Slots>],
+    /// Places in line where layers decoded at once are limited.
+    pub unpacks: &'a [Place],
     /// Given the file of the blob once its digest matched.
     pub keep: Option<&'a (dyn Fn(&Path) + Sync)>,
     /// Whether layers are to have zTOCs.
