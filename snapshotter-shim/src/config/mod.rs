@@ -3,11 +3,13 @@
 //! [`RawConfig`] is what the file says, [`Settings`] what that means. Reading tells all faults at once, and
 //! ignores nothing in silence: keys that mean nothing here are warned of.
 
+mod check;
 mod dump;
 mod raw;
 mod read;
 pub mod reload;
 mod resolve;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -17,9 +19,9 @@ use std::path::{Path, PathBuf};
 
 pub use dump::dump;
 pub use raw::RawConfig;
-pub use resolve::{
-    BackgroundFetch, ContentStore, CredentialProviders, DecompressProgram, DropPolicy, FrontChoice,
-    Listen, Mirror, ParallelPull, PullModes, Retry, Settings,
+pub use settings::{
+    BackgroundFetch, ContentStore, CredentialProviders, DecompressProgram, FrontChoice, Listen,
+    Mirror, ParallelPull, PullModes, Retry, Settings,
 };
 
 /// Settings files are a few kilobytes.

@@ -22,7 +22,7 @@ const DEAD: [(&str, &str); 2] = [
     ("content_store.namespace", "the namespace is that of each request"),
 ];
 
-/// Keys that the peer reads and that mean nothing here.
+/// Keys that the peer reads and that mean nothing here. All others are in the settings.
 const WITHOUT_EFFECT: [(&str, &str); 29] = [
     ("http_cache_type", "the peer does not use it either"),
     ("filesystem_cache_type", "spans are kept in layer files"),

@@ -24,25 +24,20 @@ fn defaults_are_the_peers() {
     };
     assert_eq!((settings.request_retry, settings.blob_retry), (retry, retry));
     assert_eq!(settings.mount_timeout, Duration::from_secs(30));
-    assert_eq!(settings.lookups_max, Some(100));
     assert_eq!(settings.connect_timeout, Duration::from_secs(3));
     assert_eq!(settings.header_timeout, Duration::from_secs(3));
     assert_eq!(settings.request_timeout, Duration::from_secs(300));
-    assert_eq!(settings.blob_check_interval, Duration::from_secs(60));
     assert_eq!(settings.blob_timeout, Duration::from_secs(300));
     assert_eq!(settings.content_store, ContentStore::Soci);
     assert_eq!(settings.containerd, PathBuf::from("/run/containerd/containerd.sock"));
     assert_eq!(settings.pull_modes, PullModes { soci_v1: false, soci_v2: true, parallel: None });
-    assert_eq!(settings.login_ttl, Some(Duration::from_secs(3600)));
     let background = settings.background_fetch.unwrap();
-    assert_eq!((background.queue_len_max, background.drop), (Some(300), DropPolicy::Newest));
     assert_eq!(background.silence, Duration::from_secs(30));
-    assert_eq!(background.period, Duration::from_millis(500));
     assert_eq!(
         (settings.metrics, settings.cri_image_service, settings.kubeconfig),
         Default::default()
     );
-    assert!(settings.verify_headers && settings.check_overlay);
+    assert!(settings.check_overlay);
 }
 
 #[test]
@@ -75,11 +70,8 @@ fn zero_and_nothing_mean_the_default_and_negative_no_limit() {
         auth_client_ttl_sec = -1
     ";
     let settings = settings(negative);
-    assert_eq!((settings.lookups_max, settings.login_ttl), (None, None));
-    assert_eq!(settings.background_fetch.unwrap().queue_len_max, None);
     assert_eq!(settings.request_retry.retries_max, 0);
     assert_eq!(settings.blob_retry.retries_max, 0, "[blob] follows [http]");
-    assert_eq!(settings.span_refetches, 3);
 }
 
 #[test]
@@ -130,8 +122,7 @@ fn values_mean_what_they_say() {
         "#,
     );
     assert_eq!(settings.metrics, Some(Listen::Unix("/run/m.sock".into())));
-    assert!(settings.log_operations && !settings.verify_headers && settings.pull_modes.soci_v2);
-    assert_eq!(settings.blob_check_interval, Duration::ZERO);
+    assert!(settings.pull_modes.soci_v2);
     assert_eq!((settings.transport, settings.enable_uring), (Some(Transport::Dev), true));
     assert_eq!(settings.background_fetch, None);
     assert_eq!(settings.containerd, PathBuf::from("/run/c.sock"));
@@ -312,6 +303,75 @@ fn old_keys_are_warned_of_and_accepted() {
             (5, Some("key content_store.namespace is no more")),
         ]
     );
+}
+
+/// Another value than the default that the key can have.
+fn other_value(key: &str, value: &toml::Value) -> toml::Value {
+    let text = |text: &str| toml::Value::String(text.to_owned());
+    match (key, value) {
+        ("metrics_network", _) => text("unix"),
+        ("metadata_store", _) => text("db-multi"),
+        ("background_fetch.drop_policy", _) => text("oldest"),
+        ("content_store.type", _) => text("containerd"),
+        ("pull_modes.parallel_pull_unpack.concurrent_download_chunk_size", _) => text("3mb"),
+        ("pull_modes.parallel_pull_unpack.max_concurrent_unpacks_per_image", _) => 2.into(),
+        ("spanfs.front", _) => text("inode"),
+        ("spanfs.transport", _) => text("dev"),
+        ("http.MinWaitMsec", _) => 31.into(),
+        (_, toml::Value::Boolean(value)) => (!value).into(),
+        (_, toml::Value::Integer(value)) => (value + 7).into(),
+        (_, toml::Value::String(_)) => text("/other"),
+        (_, other) => panic!("{key} is {other}"),
+    }
+}
+
+/// The keys of all tables that are always there, with their defaults.
+fn keys(table: &toml::Table, path: &str, found: &mut Vec<(String, toml::Value)>) {
+    for (key, value) in table {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match value {
+            toml::Value::Table(table) => keys(table, &path, found),
+            toml::Value::Array(_) => {}
+            _ => found.push((path, value.clone())),
+        }
+    }
+}
+
+#[test]
+fn each_key_has_an_effect_or_a_warning_that_it_has_none() {
+    // What some keys need to mean anything.
+    const AROUND: &str = "metrics_address = '127.0.0.1:1'\n[content_store]\ntype = 'containerd'\n\
+        [kubeconfig_keychain]\nenable_keychain = true\n[cri_keychain]\nenable_keychain = true\n\
+        [pull_modes.parallel_pull_unpack]\nenable = true\n\
+        [spanfs.credential_providers]\nconfig = '/c'\nbin_dir = '/b'\n";
+    let around = Config::parse(AROUND).unwrap();
+    let mut found = Vec::new();
+    keys(&toml::Table::try_from(&around.raw).unwrap(), "", &mut found);
+    assert!(found.len() > 60, "{found:?}");
+    for (key, value) in found {
+        let mut table: toml::Table = AROUND.parse().unwrap();
+        let mut at = &mut table;
+        let mut parts: Vec<_> = key.split('.').collect();
+        let last = parts.pop().unwrap();
+        for part in parts {
+            let below = at.entry(part).or_insert_with(|| toml::Table::new().into());
+            at = below.as_table_mut().unwrap();
+        }
+        let other = match key.as_str() {
+            // Already another one than the default.
+            "content_store.type" => "soci".into(),
+            _ => other_value(&key, &value),
+        };
+        at.insert(last.to_owned(), other);
+        // These two exclude the mode itself.
+        if key == "content_store.type" || last.ends_with("_as_fallback") {
+            table["pull_modes"]["parallel_pull_unpack"]["enable"] = false.into();
+        }
+        let config = Config::parse(&table.to_string()).unwrap_or_else(|it| panic!("{key}: {it}"));
+        let has_effect = config.settings != around.settings;
+        let is_warned = config.warnings.iter().any(|it| it.text.contains(&format!("key {key} ")));
+        assert!(has_effect != is_warned, "{key}: effect {has_effect}, warning {is_warned}");
+    }
 }
 
 #[test]
