@@ -27,6 +27,8 @@ use crate::containerd::{Client, ClientError, ClientOptions, ContentStore, Fault}
 
 /// Where a blob can be fetched from; other tools look for it.
 const SOURCE: &str = "containerd.io/distribution.source.";
+/// By such labels of the manifest containerd's garbage collector leaves a blob; behind it stands a name.
+const HOLD: &str = "containerd.io/gc.ref.content.spanfs.";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Should we be killed, containerd forgets what we had not finished by then.
 const LEASE_TIME: Duration = Duration::from_secs(3600);
@@ -121,6 +123,9 @@ impl Containerd {
         if !missing.is_empty() {
             content.label(digest, &missing).await?;
         }
+        if name.is_held {
+            hold(&content, name).await?;
+        }
         Ok(true)
     }
 
@@ -157,7 +162,12 @@ impl Containerd {
                 written => written,
             }
         };
-        let written = written.await;
+        let written = match written.await {
+            Ok(Kept::Yes) if name.is_held => {
+                hold(&client.content(), name).await.map(|()| Kept::Yes)
+            }
+            written => written,
+        };
         // The manifest's own labels keep the blob from now on. An image may have been removed before the
         // blob was there for that to take it along: then nothing keeps it, and it goes with the lease.
         let is_orphan = match (&written, client.content().info(&name.manifest).await) {
@@ -201,6 +211,17 @@ impl Containerd {
         writer.commit(&labels(name)).await?;
         Ok(Kept::Yes)
     }
+}
+
+/// Have the manifest keep the blob, unless it does.
+async fn hold(content: &ContentStore, name: &BlobName) -> Result<(), ClientError> {
+    let blob = name.descriptor.digest.to_string();
+    let Some(manifest) = content.info(&name.manifest).await? else { return Ok(()) };
+    if manifest.labels.values().any(|held| *held == blob) {
+        return Ok(());
+    }
+    let label = format!("{HOLD}{:.12}", name.descriptor.digest.hex().to_string());
+    content.label(&name.manifest, &BTreeMap::from([(label, blob)])).await
 }
 
 /// What containerd's own fetcher calls the ingest of a layer: who comes second waits, or goes on.
@@ -280,6 +301,7 @@ mod tests {
             host: host.to_owned(),
             repository: repository.to_owned(),
             namespace: "default".to_owned(),
+            is_held: false,
         }
     }
 

@@ -41,6 +41,8 @@ pub struct BlobName {
     pub repository: String,
     /// containerd's namespace of who wants it.
     pub namespace: String,
+    /// Kept as long as the manifest, also where containerd discards layers that are unpacked.
+    pub is_held: bool,
 }
 
 /// Why a blob is not kept.

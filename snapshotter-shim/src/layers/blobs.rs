@@ -101,6 +101,7 @@ impl Layers {
             host: image.host().to_owned(),
             repository: image.repository().to_owned(),
             namespace: key(note).1,
+            is_held: true,
         };
         let store = self.opener.puller.store();
         if store.put(&name, None)? == Kept::Missing {

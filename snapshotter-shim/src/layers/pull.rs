@@ -63,6 +63,8 @@ pub(super) struct Puller {
     discard: bool,
     /// They leave a zTOC behind.
     ztoc: bool,
+    /// Blobs of lazy images are kept with them.
+    holds: bool,
     store: Arc<ContentStore>,
 }
 
@@ -107,6 +109,7 @@ pub(super) fn blob_name(descriptor: &Descriptor, diff_id: Digest, request: &Requ
         host: request.image.host().to_owned(),
         repository: request.image.repository().to_owned(),
         namespace: request.namespace.clone().unwrap_or_else(|| NAMESPACE_DEFAULT.to_owned()),
+        is_held: false,
     }
 }
 
@@ -155,6 +158,7 @@ impl Puller {
             programs,
             discard: parallel.is_some_and(|it| it.discard),
             ztoc: settings.ztoc_from_full_pull,
+            holds: settings.complete_blobs,
             store,
         })
     }
@@ -233,6 +237,7 @@ impl Opener {
         let puller = &*self.puller;
         let Task { source, name, is_parallel, of_image, places, stop } = task;
         let keeps = !(*is_parallel && puller.discard);
+        let name = &BlobName { is_held: puller.holds && !is_parallel, ..name.clone() };
         let put = |file: Option<&Path>| match puller.store.put(name, file) {
             Ok(Kept::Yes) => {}
             Ok(Kept::Missing) => {

@@ -43,6 +43,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) sandbox: &'a str,
     /// containerd's configuration, in place of the one that the peer's documentation shows.
     pub(crate) containerd: Option<&'a str>,
+    /// CRI discards layers that are unpacked.
+    pub(crate) discards: bool,
     /// In one of its own, registries are reached as `/etc/containerd/certs.d` says.
     pub(crate) network: Network,
 }
@@ -51,7 +53,8 @@ impl Setup<'_> {
     /// With the defaults of everything.
     pub(crate) fn of(version: Version) -> Self {
         let (network, containerd) = (Network::Host, None);
-        Self { version, config: "", sandbox: "localhost/none:1", containerd, network }
+        let sandbox = "localhost/none:1";
+        Self { version, config: "", sandbox, containerd, discards: false, network }
     }
 }
 
@@ -275,7 +278,9 @@ fn lay_out(root: &Path, setup: &Setup<'_>) {
 /// As the documentation of the peer tells its users, and as little beside it as a test machine needs:
 /// where CI lacks `CAP_SYS_RESOURCE`, runc may not make a sandbox less likely to be killed.
 fn containerd_config(setup: &Setup<'_>) -> String {
-    let sandbox = setup.sandbox;
+    // 2.x pulls by itself, and not by the transfer service, where layers are to be discarded: then names
+    // of layers come only with annotations.
+    let Setup { sandbox, discards, .. } = *setup;
     let hosts = match setup.network {
         Network::Host => "",
         Network::Own => "/etc/containerd/certs.d",
@@ -291,6 +296,7 @@ fn containerd_config(setup: &Setup<'_>) -> String {
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "soci"
     disable_snapshot_annotations = false
+    discard_unpacked_layers = {discards}
 "#
         ),
         Version::Two => format!(
@@ -299,6 +305,8 @@ fn containerd_config(setup: &Setup<'_>) -> String {
   restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "soci"
+  discard_unpacked_layers = {discards}
+  disable_snapshot_annotations = false
   [plugins.'io.containerd.cri.v1.images'.registry]
     config_path = "{hosts}"
   [plugins.'io.containerd.cri.v1.images'.pinned_images]

@@ -18,6 +18,7 @@ on_each_containerd!(
     what_started_lazily_can_be_exported_and_was_fetched_once,
     a_killed_daemon_leaves_blobs_to_the_next_one,
     an_image_removed_in_the_middle_leaves_nothing,
+    what_is_complete_stays_where_containerd_discards_layers,
 );
 
 const WHOLE_SOON: &str = r#"
@@ -36,6 +37,11 @@ const SLOW: Link = Link { bytes_per_second: Some(4 << 20), ..Link::UNLIMITED };
 /// 1.6 pulls only one manifest of an index, so that it can't export an image with a SOCI index inside,
 /// however its layers came: there the index is a referrer.
 fn start(version: Version, repository: &str, link: Link) -> (Node, Registry, Image, String) {
+    start_at(Setup::of(version), repository, link)
+}
+
+fn start_at(setup: Setup<'_>, repository: &str, link: Link) -> (Node, Registry, Image, String) {
+    let version = setup.version;
     let (registry, image) = (Registry::builder().start().expect("a registry"), image());
     let (format, mode) = match version {
         Version::One => ("v1", V1_ONLY),
@@ -45,7 +51,7 @@ fn start(version: Version, repository: &str, link: Link) -> (Node, Registry, Ima
     registry.reset_stats();
     registry.set_link(link);
     let config = format!("{WHOLE_SOON}{mode}");
-    let node = Node::start(&Setup { config: &config, ..Setup::of(version) });
+    let node = Node::start(&Setup { config: &config, ..setup });
     pull_by_cri(&node, &reference);
     (node, registry, image, reference)
 }
@@ -168,4 +174,26 @@ fn an_image_removed_in_the_middle_leaves_nothing(version: Version) {
     }
     assert_lazy(&node, 0);
     assert!(ctr.ctr(&["leases", "ls"]).lines().all(|line| !line.contains("spanfs-")), "leases");
+}
+
+/// CRI's `discard_unpacked_layers` is for layers that containerd fetched: the settings want these.
+fn what_is_complete_stays_where_containerd_discards_layers(version: Version) {
+    let setup = Setup { discards: true, ..Setup::of(version) };
+    let (node, _registry, image, reference) = start_at(setup, "test/discards", Link::UNLIMITED);
+    let ctr = node.within("k8s.io");
+    wait_for_blobs(&ctr, &image);
+    wait_for("the end of second copies", PATIENCE, || (!has_second_copies(&node)).then_some(()));
+    for _ in 0..2 {
+        ctr.collect_garbage();
+        let listed = ctr.ctr(&["content", "ls"]);
+        for layer in 0..image.layers() {
+            let digest = image.blob(layer).0;
+            assert!(line(&listed, &digest).is_some(), "layer {layer}, {digest}, in {listed}");
+        }
+    }
+    ctr.ctr(&["images", "export", "/dev/null", &reference]);
+    ctr.remove(&ctr.images());
+    ctr.collect_garbage();
+    let left = entries(&node, &format!("{CONTENT}/blobs/sha256"));
+    assert!(left.is_empty(), "{left:?} stay behind the image");
 }
