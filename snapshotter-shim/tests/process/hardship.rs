@@ -76,6 +76,47 @@ async fn a_full_disk_is_told_and_room_for_it_helps() {
     }
 }
 
+/// A file system for a node of which it may use so many bytes, gone with its mount. None where there are no
+/// tools for it: of all that this can be had with, btrfs alone counts what root writes, too.
+fn limited(root: &Root, disk: &Path, bytes: u64) -> Option<()> {
+    if Command::new("mkfs.btrfs").arg("--version").output().is_err() {
+        let is_strict = std::env::var_os("SPANFS_TEST_STRICT").is_some_and(|it| it == "1");
+        assert!(!is_strict, "btrfs-progs is not installed");
+        eprintln!("left out: btrfs-progs is not installed");
+        return None;
+    }
+    std::fs::File::create(disk).unwrap().set_len(256 * MIB).unwrap();
+    let made = Command::new("mkfs.btrfs").arg("-q").arg(disk).status().unwrap();
+    assert!(made.success());
+    mount(&["-o", "loop", disk.to_str().unwrap()], root.path());
+    btrfs(&["quota", "enable"], root.path());
+    btrfs(&["qgroup", "limit", &bytes.to_string()], root.path());
+    Some(())
+}
+
+fn btrfs(arguments: &[&str], at: &Path) {
+    let output = Command::new("btrfs").args(arguments).arg(at).output().unwrap();
+    assert!(output.status.success(), "btrfs {arguments:?}: {output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_is_told_and_a_larger_one_helps() {
+    if !can_mount() {
+        return;
+    }
+    for settings in [files(), PARALLEL.to_owned()] {
+        let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+        let disks = tempfile::tempdir().unwrap();
+        let Some(()) = limited(&root, &disks.path().join("disk"), 24 * MIB) else { return };
+        let image = put(&registry, "large", &[tar_of(404, 32 * MIB)]);
+        let (_node, mut containerd) = start_with(root.path(), "default", &settings).await;
+        fails(&mut containerd, &image, root.path(), &["Disk quota exceeded"]).await;
+        btrfs(&["qgroup", "limit", "none"], root.path());
+        comes(&mut containerd, &image).await;
+        containerd.collect_garbage().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_without_inodes_is_told_and_more_of_them_help() {
     if !can_mount() {

@@ -9,7 +9,12 @@ use crate::image::{Image, Layer, noise};
 use crate::node::{Node, Setup};
 use crate::versions::{Version, on_each_containerd};
 
-on_each_containerd!(container_prints_its_line, committed_changes_come_back, removal_gives_all_back);
+on_each_containerd!(
+    container_prints_its_line,
+    committed_changes_come_back,
+    image_unpacked_by_the_client_runs,
+    removal_gives_all_back,
+);
 
 fn image() -> Image {
     let files = Layer::new().directory("app").file("app/data", 0o644, &noise(1, 100_000)).file(
@@ -27,6 +32,32 @@ fn container_prints_its_line(version: Version) {
     let ctr = node.default();
     ctr.pull(&image);
     assert_eq!(ctr.run(&image, "once", &[]), "ready\n");
+}
+
+/// `ctr images pull --local`: the client fetches and unpacks, also where the server would. The 1.6 of
+/// containerd knows no other way, and no flag.
+fn image_unpacked_by_the_client_runs(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let image = image().push(&registry, "test/plain", "1");
+    let node = Node::start(&Setup::of(version));
+    let ctr = node.default();
+    let local: &[&str] = match version {
+        Version::One => &[],
+        Version::Two => &["--local"],
+    };
+    let usual = ["--plain-http", "--snapshotter", "soci", &image];
+    ctr.ctr(&[&["images", "pull"], local, &usual].concat());
+    assert_eq!(ctr.snapshots().len(), 2, "a layer each");
+    let said = ctr.try_run(&[], &image, "stays", &["/bin/sha256sum", "/app/data"]);
+    let digest = spanfs_layer::Digest::of(&noise(1, 100_000));
+    assert_eq!(said.as_deref(), Ok(format!("{}  /app/data\n", digest.hex()).as_str()));
+
+    // The container's upper directory may be mounted a second time, to copy volumes up.
+    let key = node.named("stays");
+    let mount = ctr.ctr(&["snapshots", "--snapshotter", "soci", "mounts", "/mnt", &key]);
+    let has_index = std::path::Path::new("/sys/module/overlay/parameters/index").exists();
+    assert!(mount.starts_with("mount -t overlay overlay /mnt -o "), "{mount}");
+    assert_eq!(mount.contains(",index=off"), has_index, "{mount}");
 }
 
 /// A container's changes as a layer, pushed to a registry by one node and pulled by another.
