@@ -19,6 +19,8 @@ pub(super) struct Shape {
     pub(super) piece_len: usize,
     /// Pieces of a stretch.
     pub(super) stretch_pieces: usize,
+    /// Most stretches that helpers are at or have decoded before the scan arrives.
+    pub(super) held_max: usize,
 }
 
 /// Blob bytes handed on at once.
@@ -26,9 +28,9 @@ pub(super) const PIECE_LEN: usize = 256 << 10;
 
 impl Default for Shape {
     /// 1 MiB in 4 pieces: shorter stretches cost more searching and more unknown bytes, longer ones
-    /// more memory.
+    /// more memory, which is 12 MiB for each held one at worst.
     fn default() -> Self {
-        Self { piece_len: PIECE_LEN, stretch_pieces: 4 }
+        Self { piece_len: PIECE_LEN, stretch_pieces: 4, held_max: 6 }
     }
 }
 
@@ -165,17 +167,20 @@ impl Backlog {
         Some(Task { stretch, pieces, start, end: start + len })
     }
 
-    /// Free ones but for the first, as far as they and a piece more have come.
+    /// Free ones but for the first, as far as they and a piece more have come and may be held.
     fn free(&self) -> impl Iterator<Item = usize> {
         let behind = self.first_piece + self.pieces.len();
         let needed = |stretch: &usize| (stretch + 1) * self.shape.stretch_pieces + 1;
         let numbered = (self.first_stretch..).zip(&self.stretches);
+        let is_held = |stretch: &&Stretch| matches!(stretch, Stretch::Helper(progress) if !matches!(progress, Progress::Nothing));
+        let held = self.stretches.iter().filter(is_held).count();
         let free = numbered.filter(|(_, it)| matches!(it, Stretch::Free)).map(|(number, _)| number);
         // A long block may have brought the scan further than it says.
         let is_there = |stretch: &usize| stretch * self.shape.stretch_pieces >= self.first_piece;
         free.skip(1)
             .filter(is_there)
             .take_while(move |stretch| self.is_complete || needed(stretch) <= behind)
+            .take(self.shape.held_max.saturating_sub(held))
     }
 
     /// A helper says how far it is; `false` if nobody wants to know.
@@ -243,7 +248,8 @@ mod tests {
 
     /// Stretches of 20 bytes.
     fn backlog(pieces: usize) -> Backlog {
-        let mut backlog = Backlog::new(Shape { piece_len: 10, stretch_pieces: 2 });
+        let shape = Shape { piece_len: 10, stretch_pieces: 2, held_max: 3 };
+        let mut backlog = Backlog::new(shape);
         (0..pieces).for_each(|_| backlog.push(Arc::new(vec![0; 10])));
         backlog
     }
@@ -275,6 +281,17 @@ mod tests {
         assert_eq!(claimed(&mut backlog), [4]);
         assert!(matches!(backlog.arrive(at(21), true), Arrival::Goes));
         assert!(!backlog.is_wanted(1) && backlog.is_wanted(2));
+    }
+
+    #[test]
+    fn helpers_hold_no_more_than_the_scan_will_soon_take() {
+        let mut backlog = backlog(17);
+        assert_eq!(claimed(&mut backlog), [2, 3, 4]);
+        assert!(backlog.tell(3, Progress::Nothing));
+        assert!(backlog.tell(2, decoded(40, 60)));
+        assert_eq!(claimed(&mut backlog), [5]);
+        assert!(matches!(backlog.arrive(at(40), true), Arrival::Decoded(_)));
+        assert_eq!(claimed(&mut backlog), [7]);
     }
 
     #[test]

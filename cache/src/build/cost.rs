@@ -47,7 +47,7 @@ pub struct Ahead {
 
 /// Decode what helpers may: all but the first two stretches.
 pub fn ahead(blob: &[u8], clock: &dyn Fn() -> Duration) -> Ahead {
-    let shape = Shape::default();
+    let shape = Shape { held_max: usize::MAX, ..Shape::default() };
     let feed = Feed::new(shape);
     feed.fill(blob.chunks(shape.piece_len).map(|piece| Arc::new(piece.to_vec())));
     let meaning = Meaning::behind(&[0; WINDOW_LEN]);

@@ -41,15 +41,14 @@ const HELPERS_MAX: usize = 5;
 
 /// Stretches that wait without helpers: enough for a scan that has lost its core for a moment.
 const STRETCHES_MAX: usize = 2;
-/// With helpers: what the scan is at, what is left to it, and for each what it is at, has done and goes
-/// on with.
+/// With helpers: what the scan is at, what is left to it and what comes, and two for each helper.
 const STRETCHES_HELPED_MAX: usize = 3;
-const STRETCHES_EACH_MAX: usize = 3;
+const STRETCHES_EACH_MAX: usize = 2;
 
 /// Buffers kept: what waits for two threads, what they are at, and what four stretches of 1 MiB become.
 const KNOWN_MAX: usize = 32;
 /// As many as two helpers need for stretches of which nothing gets known.
-const UNKNOWN_MAX: usize = 48;
+const UNKNOWN_MAX: usize = 32;
 
 impl Feed {
     pub(super) fn new(shape: Shape) -> Arc<Self> {
@@ -182,6 +181,11 @@ impl Feed {
                 Arrival::Decoded(decoded) => Some(decoded),
             };
             state.take_turn();
+            drop(state);
+            if decoded.is_some() {
+                // One held stretch less.
+                self.ask_for_help();
+            }
             return Ok(decoded);
         }
     }

@@ -337,7 +337,7 @@ pub fn compression_of(head: &[u8]) -> Compression {
 /// For fuzzing: whether a pass over `blob`, cut into pieces of `piece_len`, gives with helpers what it
 /// gives without: tar and zTOC, or the same kind of fault.
 pub(crate) fn is_same_with_helpers(blob: &[u8], piece_len: usize, options: &BuildOptions) -> bool {
-    let shape = Shape { piece_len, stretch_pieces: 2 };
+    let shape = Shape { piece_len, stretch_pieces: 2, held_max: usize::MAX };
     let pass = |is_helped| {
         let tar = Arc::new(Mutex::new(Vec::new()));
         let gathered = Arc::clone(&tar);

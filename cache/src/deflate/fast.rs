@@ -101,24 +101,25 @@ pub(crate) fn symbols<S: Symbol>(
         return Ok(());
     }
     let (buffer, floor, mut at) = (&mut *flow.buffer, flow.floor, flow.filled);
-    let room_end = buffer.len() - ROOM_MARGIN;
     let mut reader = Reader { input: flow.input, hold: flow.bits.hold, count: flow.bits.count };
     reader.refill();
     let mut entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
     // In each round `entry` is that of the next bits, of which there are 56 at least.
-    while reader.input.len() >= INPUT_MARGIN && at <= room_end {
+    while reader.input.len() >= INPUT_MARGIN
+        && let Some(room) = room_at(buffer, at)
+    {
         if entry & table::LITERAL != 0 {
-            buffer[at] = S::of((entry >> 16) as u8);
+            room[0] = S::of((entry >> 16) as u8);
             at += 1;
             reader.drop(entry);
             entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
             if entry & table::LITERAL != 0 {
-                buffer[at] = S::of((entry >> 16) as u8);
+                room[1] = S::of((entry >> 16) as u8);
                 at += 1;
                 reader.drop(entry);
                 entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
                 if entry & table::LITERAL != 0 {
-                    buffer[at] = S::of((entry >> 16) as u8);
+                    room[2] = S::of((entry >> 16) as u8);
                     at += 1;
                     reader.drop(entry);
                     reader.refill();
@@ -190,6 +191,12 @@ fn copy<S: Symbol>(buffer: &mut [S], at: usize, len: usize, distance: usize) {
             break;
         }
     }
+}
+
+/// What a round may write to.
+#[inline(always)]
+fn room_at<S>(buffer: &mut [S], at: usize) -> Option<&mut [S; ROOM_MARGIN]> {
+    buffer.get_mut(at..)?.first_chunk_mut()
 }
 
 /// Arrays, as slices are copied by a call.

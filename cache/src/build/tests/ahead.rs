@@ -64,7 +64,7 @@ fn pool() -> Pool {
 }
 
 fn shape(piece_len: usize, stretch_pieces: usize) -> Shape {
-    Shape { piece_len, stretch_pieces }
+    Shape { piece_len, stretch_pieces, held_max: 40 }
 }
 
 /// Each shape that the field's compressors write.
