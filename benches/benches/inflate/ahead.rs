@@ -16,12 +16,13 @@ fn process_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Elapsed and processor time of passes, each the best of its kind.
+/// What a byte costs, then elapsed and processor time of passes, each the best of its kind.
 pub(crate) fn measure(what: &str, layer: &Layer, rounds: usize) {
-    let pools = [None, Some(2), Some(4)];
+    costs(what, layer, rounds);
+    let pools = [None, Some(4)];
     let pools = pools.map(|it| it.map(|it| Pool::new(&PoolOptions::for_threads(it)).unwrap()));
-    let mut best = [[Duration::MAX; 2]; 3];
-    let mut len_ahead = [0; 3];
+    let mut best = [[Duration::MAX; 2]; 2];
+    let mut len_ahead = [0; 2];
     for _ in 0..rounds {
         for ((pool, best), len_ahead) in pools.iter().zip(&mut best).zip(&mut len_ahead) {
             let (start, busy) = (Instant::now(), process_time());
@@ -31,9 +32,7 @@ pub(crate) fn measure(what: &str, layer: &Layer, rounds: usize) {
         }
     }
     println!("whole pass without a zTOC, {what}:");
-    for (number, threads) in
-        ["in order", "helped, 2 threads", "helped, 4 threads"].iter().enumerate()
-    {
+    for (number, threads) in ["in order", "helped by 4 threads"].iter().enumerate() {
         let [elapsed, busy] = best[number];
         let ratio = |at: usize| best[number][at].as_secs_f64() / best[0][at].as_secs_f64();
         println!(
@@ -48,7 +47,7 @@ pub(crate) fn measure(what: &str, layer: &Layer, rounds: usize) {
 }
 
 /// What a byte costs in order and ahead.
-pub(crate) fn costs(what: &str, layer: &Layer, rounds: usize) {
+fn costs(what: &str, layer: &Layer, rounds: usize) {
     let mut in_order = Duration::MAX;
     let mut ahead = cost::Ahead { decoding: Duration::MAX, ..Default::default() };
     for _ in 0..rounds {
