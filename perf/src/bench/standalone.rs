@@ -55,7 +55,10 @@ impl Session for Standalone<'_> {
     fn exec(&mut self, _: &str, command: &[String], patience: Duration) -> Result<()> {
         let program = self.running.and_then(spanfs_node::child_of).and_then(program_of);
         let program = program.context("the program in the image is gone")?;
-        let mut enter = Command::new("nsenter");
+        // What it uses is the workload's, and nobody else's.
+        let group = self.site.groups.enter("workload")?;
+        let mut enter = Command::new("sh");
+        enter.arg("-c").arg(format!("{group}exec nsenter \"$@\"")).arg("sh");
         enter.args(["--target", &program.to_string(), "--all", "--root", "--wd", "--"]);
         enter.args(command);
         let ended = spanfs_node::run_for(&mut enter, patience, &|| self.site.stop.is_set());
