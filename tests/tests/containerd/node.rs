@@ -278,9 +278,13 @@ fn lay_out(root: &Path, setup: &Setup<'_>) {
 /// As the documentation of the peer tells its users, and as little beside it as a test machine needs:
 /// where CI lacks `CAP_SYS_RESOURCE`, runc may not make a sandbox less likely to be killed.
 fn containerd_config(setup: &Setup<'_>) -> String {
-    // 2.x pulls by itself, and not by the transfer service, where layers are to be discarded: then names
-    // of layers come only with annotations.
     let Setup { sandbox, discards, .. } = *setup;
+    // 2.x pulls by itself, and not by the transfer service, where either of these is told: and then names
+    // of layers come only with annotations.
+    let discarding = match discards {
+        true => "discard_unpacked_layers = true\n  disable_snapshot_annotations = false",
+        false => "",
+    };
     let hosts = match setup.network {
         Network::Host => "",
         Network::Own => "/etc/containerd/certs.d",
@@ -305,8 +309,7 @@ fn containerd_config(setup: &Setup<'_>) -> String {
   restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "soci"
-  discard_unpacked_layers = {discards}
-  disable_snapshot_annotations = false
+  {discarding}
   [plugins.'io.containerd.cri.v1.images'.registry]
     config_path = "{hosts}"
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
