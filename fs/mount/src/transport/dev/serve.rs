@@ -173,55 +173,63 @@ impl Shared {
         hands: &mut Hands,
         len: usize,
     ) {
-        let request = match Request::parse(&hands.request[..len]) {
+        let Hands { request, reply, pipe } = hands;
+        let request = match Request::parse(&request[..len]) {
             Ok(request) => request,
-            Err(malformed) => {
-                tracing::error!("{}: {malformed}", mounted.mount_point.display());
-                if let Malformed::Body { unique, .. } = malformed {
-                    mounted.note(unique, send_code(&mounted.device, unique, Errno::Invalid.code()));
-                }
-                return;
-            }
+            Err(malformed) => return refuse(mounted, &malformed),
         };
-        let unique = request.unique;
-        let code = |code| mounted.note(unique, send_code(&mounted.device, unique, code));
         if mounted.pace.is_slow(&request.operation) {
             self.let_in(number, mounted);
         }
-        if splice(mounted, &request, &mut hands.pipe) {
+        if splice(mounted, &request, pipe) {
             return;
         }
         let start = Instant::now();
         let (filesystem, wanted) = (&*mounted.filesystem, mounted.wanted);
-        let body = hands.reply.body();
+        let body = reply.body();
         let outcome = catch_unwind(AssertUnwindSafe(|| answer(filesystem, wanted, &request, body)));
         mounted.pace.note(&request.operation, start.elapsed());
         match outcome {
-            Ok(Answer::Body(len)) => {
-                mounted.note(unique, hands.reply.send(&mounted.device, unique, len));
+            Ok(answer) => self.reply(mounted, request.unique, answer, reply),
+            Err(_panic) => {
+                // Our own mistake, told by the panic; its reader must not wait for ever.
+                tracing::error!("{}: {request:?} panicked", mounted.mount_point.display());
+                let sent = send_code(&mounted.device, request.unique, Errno::InputOutput.code());
+                mounted.note(request.unique, sent);
             }
-            Ok(Answer::Code(number)) => code(number),
-            Ok(Answer::Silence) => {}
-            Ok(Answer::Missing { ino, offset, len }) => {
+        }
+    }
+
+    /// Do what is to be done about request `unique`; a body stands in `buffer`.
+    fn reply(
+        self: &Arc<Self>,
+        mounted: &Arc<Mounted>,
+        unique: u64,
+        answer: Answer,
+        buffer: &mut Buffer,
+    ) {
+        let code = |code| mounted.note(unique, send_code(&mounted.device, unique, code));
+        match answer {
+            Answer::Body(len) => {
+                mounted.note(unique, buffer.send(&mounted.device, unique, len));
+            }
+            Answer::Code(number) => code(number),
+            Answer::Silence => {}
+            Answer::Missing { ino, offset, len } => {
                 let (mount, via) = (Arc::downgrade(mounted), Via::Device);
                 if let Some(id) = self.park(Miss { mount, via, unique, ino, offset, len }) {
                     self.fill(id);
                 }
             }
-            Ok(Answer::Greeting(len, agreed)) => {
-                mounted.note(unique, hands.reply.send(&mounted.device, unique, len));
+            Answer::Greeting(len, agreed) => {
+                mounted.note(unique, buffer.send(&mounted.device, unique, len));
                 if let Negotiated::Agreed(flags) = agreed {
                     mounted.greeted(Ok(flags));
                 }
             }
-            Ok(Answer::Refusal(too_old)) => {
+            Answer::Refusal(too_old) => {
                 code(Code::PROTO.raw_os_error());
                 mounted.greeted(Err(too_old));
-            }
-            Err(_panic) => {
-                // Our own mistake, told by the panic; its reader must not wait for ever.
-                tracing::error!("{}: {request:?} panicked", mounted.mount_point.display());
-                code(Errno::InputOutput.code());
             }
         }
     }
@@ -347,6 +355,14 @@ struct Hands {
     pipe: Option<Pipe>,
 }
 
+/// Answer what is no request, as far as it can be told what it was.
+fn refuse(mounted: &Mounted, malformed: &Malformed) {
+    tracing::error!("{}: {malformed}", mounted.mount_point.display());
+    if let Malformed::Body { unique, .. } = *malformed {
+        mounted.note(unique, send_code(&mounted.device, unique, Errno::Invalid.code()));
+    }
+}
+
 /// Answer a long read of what stands in a file without a buffer; false where that can't be done.
 fn splice(mounted: &Mounted, request: &Request<'_>, pipe: &mut Option<Pipe>) -> bool {
     let Operation::Read { offset, len } = request.operation else { return false };
@@ -360,9 +376,10 @@ fn splice(mounted: &Mounted, request: &Request<'_>, pipe: &mut Option<Pipe>) -> 
     let Ok(Some(located)) = catch_unwind(AssertUnwindSafe(located)) else { return false };
     // Without a descriptor for it, bytes are copied.
     let Ok(through) = pipe.take().map_or_else(Pipe::new, Ok) else { return false };
-    match through.send(&mounted.device, request.unique, located) {
+    let filled = through.fill(request.unique, located);
+    mounted.pace.note(&request.operation, start.elapsed());
+    match filled.and_then(|len| through.send(&mounted.device, len)) {
         Ok(()) => {
-            mounted.pace.note(&request.operation, start.elapsed());
             *pipe = Some(through);
             true
         }

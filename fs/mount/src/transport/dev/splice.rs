@@ -33,16 +33,8 @@ impl Pipe {
         Ok(Self { reader, writer })
     }
 
-    /// Send what is located as the reply to request `unique`.
-    ///
-    /// The kernel could take the pages instead of copying them (`SPLICE_F_MOVE`); they would be gone
-    /// from the cache of the layer file, and were read again.
-    pub(super) fn send(
-        &self,
-        device: impl AsFd,
-        unique: u64,
-        located: Located<'_>,
-    ) -> rustix::io::Result<()> {
+    /// Put what is located in, as the reply to request `unique`; so long is the whole.
+    pub(super) fn fill(&self, unique: u64, located: Located<'_>) -> rustix::io::Result<usize> {
         let header = reply::header(unique, 0, located.len);
         rustix::io::write(&self.writer, &header)?;
         let (mut at, end) = (located.at, located.at + located.len as u64);
@@ -53,7 +45,14 @@ impl Pipe {
                 return Err(Errno::IO); // Somebody cut the file.
             }
         }
-        let len = header.len() + located.len;
+        Ok(header.len() + located.len)
+    }
+
+    /// Send the `len` bytes that are in.
+    ///
+    /// The kernel could take the pages instead of copying them (`SPLICE_F_MOVE`); they would be gone
+    /// from the cache of the layer file, and were read again.
+    pub(super) fn send(&self, device: impl AsFd, len: usize) -> rustix::io::Result<()> {
         match splice(&self.reader, None, device, None, len, SpliceFlags::empty())? {
             sent if sent == len => Ok(()),
             _ => Err(Errno::IO),
