@@ -4,6 +4,7 @@
 //! brought the bytes. All mounts of a process share a few threads ([`serve`]).
 
 mod buffer;
+mod lookout;
 mod misses;
 mod mounted;
 mod serve;

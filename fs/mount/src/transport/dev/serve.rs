@@ -18,6 +18,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll};
 use rustix::io::Errno as Code;
 
 use super::buffer::{Buffer, Spares, send_code};
+use super::lookout::Lookout;
 use super::misses::{Miss, MissId, Misses, Via};
 use super::mounted::Mounted;
 use super::splice::{Pipe, is_worth};
@@ -106,8 +107,8 @@ impl Shared {
 
     /// What one thread does.
     pub(super) fn run(self: &Arc<Self>) {
-        let mut hands =
-            Hands { request: vec![0; REQUEST_LEN_MAX], reply: Buffer::new(), pipe: None };
+        let (request, lookout) = (vec![0; REQUEST_LEN_MAX], Lookout::default());
+        let mut hands = Hands { request, reply: Buffer::new(), pipe: None, lookout };
         // One at a time, so that a second thread wakes for a second mount.
         let mut events = Vec::with_capacity(1);
         loop {
@@ -135,12 +136,23 @@ impl Shared {
     }
 
     fn take_turn(self: &Arc<Self>, number: u64, mounted: &Arc<Mounted>, hands: &mut Hands) {
-        for _ in 0..TURN_MAX {
+        let mut left = TURN_MAX;
+        while left > 0 {
             if self.is_stopped.load(Ordering::Acquire) {
                 return;
             }
-            match rustix::io::read(&mounted.device, &mut hands.request[..]) {
-                Ok(len @ 1..) => self.handle(number, mounted, hands, len),
+            let taken = rustix::io::read(&mounted.device, &mut hands.request[..]);
+            if taken == Err(Code::AGAIN) && hands.lookout.looks_on(Instant::now) {
+                std::hint::spin_loop();
+                continue;
+            }
+            left -= 1;
+            match taken {
+                Ok(len @ 1..) => {
+                    hands.lookout.came();
+                    let is_alone = self.handle(number, mounted, hands, len);
+                    hands.lookout.answered(is_alone, Instant::now);
+                }
                 Err(Code::AGAIN) => break,
                 // The second: its reader was killed before we took it.
                 Err(Code::INTR | Code::NOENT) => {}
@@ -166,23 +178,28 @@ impl Shared {
         }
     }
 
+    /// True if no other thread was let in.
     fn handle(
         self: &Arc<Self>,
         number: u64,
         mounted: &Arc<Mounted>,
         hands: &mut Hands,
         len: usize,
-    ) {
-        let Hands { request, reply, pipe } = hands;
+    ) -> bool {
+        let Hands { request, reply, pipe, .. } = hands;
         let request = match Request::parse(&request[..len]) {
             Ok(request) => request,
-            Err(malformed) => return refuse(mounted, &malformed),
+            Err(malformed) => {
+                refuse(mounted, &malformed);
+                return true;
+            }
         };
-        if mounted.pace.is_slow(&request.operation) {
+        let is_slow = mounted.pace.is_slow(&request.operation);
+        if is_slow {
             self.let_in(number, mounted);
         }
         if splice(mounted, &request, pipe) {
-            return;
+            return !is_slow;
         }
         let start = Instant::now();
         let (filesystem, wanted) = (&*mounted.filesystem, mounted.wanted);
@@ -198,6 +215,7 @@ impl Shared {
                 mounted.note(request.unique, sent);
             }
         }
+        !is_slow
     }
 
     /// Do what is to be done about request `unique`; a body stands in `buffer`.
@@ -353,6 +371,7 @@ struct Hands {
     reply: Buffer,
     /// Made when it is needed for the first time.
     pipe: Option<Pipe>,
+    lookout: Lookout,
 }
 
 /// Answer what is no request, as far as it can be told what it was.
