@@ -9,6 +9,8 @@ use spanfs_cache::ReadError;
 pub enum Errno {
     /// No such name, or an inode number that we never gave out.
     NotFound,
+    /// A name that no directory can hold.
+    NameTooLong,
     /// A directory operation on something else.
     NotDirectory,
     /// Reading a directory as a file.
@@ -27,6 +29,7 @@ impl Errno {
         use rustix::io::Errno as Code;
         match self {
             Self::NotFound => Code::NOENT,
+            Self::NameTooLong => Code::NAMETOOLONG,
             Self::NotDirectory => Code::NOTDIR,
             Self::IsDirectory => Code::ISDIR,
             Self::Invalid => Code::INVAL,

@@ -8,6 +8,9 @@ use crate::Errno;
 /// Where the answer to a fill goes: called exactly once, perhaps on another thread.
 pub type FillReply = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
+/// Longest name in bytes, Linux' own `NAME_MAX`.
+pub const NAME_LEN_MAX: usize = 255;
+
 /// Number of an inode: stable, unique, never 0. The root is [`Ino::ROOT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ino(pub u64);

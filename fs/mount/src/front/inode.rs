@@ -14,7 +14,8 @@ use super::runs::{self, Run};
 use super::{Failures, dots};
 use crate::Errno;
 use crate::filesystem::{
-    Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Located, Open, Statfs,
+    Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Located, NAME_LEN_MAX, Open,
+    Statfs,
 };
 
 /// What ext4 shows for a small directory; du(1) and its like want something.
@@ -119,6 +120,9 @@ fn runs_of(node: Node<'_>) -> impl Iterator<Item = Run> {
 impl Filesystem for Inodes {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attributes>, Errno> {
         let directory = self.directory(parent)?;
+        if name.len() > NAME_LEN_MAX {
+            return Err(Errno::NameTooLong);
+        }
         // Only an NFS server that knows a node but not its path asks for these two.
         let found = match name {
             b"." => Some(directory.id()),

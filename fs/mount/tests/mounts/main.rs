@@ -10,6 +10,7 @@ mod life;
 mod model;
 mod one_file;
 mod probe;
+mod readonly;
 mod scratch;
 mod snapshot;
 mod survive;

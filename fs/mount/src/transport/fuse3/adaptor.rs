@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::buffers::Buffers;
 use crate::Errno;
-use crate::filesystem::{Attributes, FileType, Filesystem, Ino, Open};
+use crate::filesystem::{Attributes, FileType, Filesystem, Ino, NAME_LEN_MAX, Open};
 use crate::transport::READ_LEN_MAX;
 use crate::transport::protocol::reply::encode_device;
 
@@ -34,6 +34,8 @@ const FILL_COUNT_MAX: u32 = 4;
 const FOPEN_DIRECT_IO: u32 = 1;
 /// The same: `FOPEN_KEEP_CACHE`.
 const FOPEN_KEEP_CACHE: u32 = 2;
+/// Of access(2)'s mask.
+const X_OK: u32 = 1;
 
 pub(super) struct Adaptor {
     pub(super) filesystem: Arc<dyn Filesystem>,
@@ -164,6 +166,18 @@ impl raw::Filesystem for Adaptor {
         Ok(self.read_all(Ino(ino), offset, size as usize).await?.into())
     }
 
+    /// Asked where the kernel checks no permissions (`fusermount3` mounts, that only their user sees):
+    /// what nobody may run is no program to `test -x` and in a search of PATH.
+    async fn access(&self, _request: Request, ino: Inode, mask: u32) -> Result<()> {
+        let it = self.filesystem.attributes(Ino(ino)).map_err(errno)?;
+        let is_program = it.file_type != FileType::Regular || it.permissions & 0o111 != 0;
+        if mask & X_OK == 0 || is_program {
+            Ok(())
+        } else {
+            Err(rustix::io::Errno::ACCESS.raw_os_error().into())
+        }
+    }
+
     async fn statfs(&self, _request: Request, _ino: Inode) -> Result<ReplyStatFs> {
         let figures = self.filesystem.statfs();
         Ok(ReplyStatFs {
@@ -173,7 +187,7 @@ impl raw::Filesystem for Adaptor {
             files: figures.inodes,
             ffree: 0,
             bsize: 512,
-            namelen: 255,
+            namelen: NAME_LEN_MAX as u32,
             frsize: 512,
         })
     }

@@ -1,7 +1,7 @@
 //! Replies to the kernel: meaning in, bytes out. Pure.
 
 use super::abi;
-use crate::filesystem::{Attributes, DirectoryEntry, FileType, Statfs};
+use crate::filesystem::{Attributes, DirectoryEntry, FileType, NAME_LEN_MAX, Statfs};
 
 /// Nothing ever changes: 136 years in seconds, far from any overflow in the kernel.
 const FOREVER: u64 = u32::MAX as u64;
@@ -60,10 +60,9 @@ impl<'a> Body<'a> {
     /// `fuse_statfs_out`.
     pub(crate) fn statfs(&mut self, figures: Statfs) -> Option<()> {
         const BLOCK: u32 = 512;
-        const NAME_LEN_MAX: u32 = 255;
         let mut out = Record::<{ abi::STATFS_OUT_LEN }>::new();
         out.u64(figures.bytes.div_ceil(BLOCK.into())).u64(0).u64(0).u64(figures.inodes).u64(0);
-        out.u32(BLOCK).u32(NAME_LEN_MAX).u32(BLOCK);
+        out.u32(BLOCK).u32(NAME_LEN_MAX as u32).u32(BLOCK);
         self.put(&out.bytes)
     }
 
