@@ -7,7 +7,7 @@ use spanfs_mount::{Busy, Ended};
 
 use crate::conformance::{PATIENCE, mount, mounter, roads};
 use crate::layers::Maker;
-use crate::scratch::{Scratch, may_mount};
+use crate::scratch::{Scratch, is_soak, may_mount};
 
 const LEN: &str = "96m";
 
@@ -23,7 +23,7 @@ fn fio(file: &Path, arguments: &[&str]) {
 
 #[test]
 fn fio_verifies_every_block_that_it_wrote() {
-    if std::env::var("SPANFS_TEST_SOAK").as_deref() != Ok("1") {
+    if !is_soak() {
         return eprintln!("fio's verification is for long runs (SPANFS_TEST_SOAK=1)");
     }
     if !may_mount("fio") {

@@ -56,8 +56,13 @@ pub(crate) fn may_mount(test: &str) -> bool {
     false
 }
 
-/// Nothing may be skipped: `tests/run --strict`.
-fn is_strict() -> bool {
+/// The long versions are wanted: `tests/run --soak`.
+pub(crate) fn is_soak() -> bool {
+    std::env::var("SPANFS_TEST_SOAK").as_deref() == Ok("1")
+}
+
+/// Nothing may be skipped, as in CI: `tests/run --strict`.
+pub(crate) fn is_strict() -> bool {
     std::env::var("SPANFS_TEST_STRICT").as_deref() == Ok("1")
 }
 

@@ -20,16 +20,17 @@ use spanfs_mount::{Busy, Mounter, MounterOptions, Parts};
 use crate::conformance::{PATIENCE, Road};
 use crate::content::{Fate, noise};
 use crate::layers::Maker;
-use crate::scratch::{Scratch, may_mount};
+use crate::scratch::{Scratch, is_soak, is_strict, may_mount};
 
 const CHILD: &str = "SPANFS_TEST_CHILD";
 const READERS: u64 = 4;
 const BIG: usize = 8 << 20;
+/// Kills where somebody waits for the tests, and how long they come in CI and in the long version.
 const KILLS: u32 = 6;
 const KILL_EVERY: Duration = Duration::from_millis(400);
-/// The long version.
+const CI: Duration = Duration::from_secs(120);
 const SOAK: Duration = Duration::from_secs(600);
-const SOAK_KILL_EVERY: Duration = Duration::from_secs(5);
+const LONG_KILL_EVERY: Duration = Duration::from_secs(5);
 
 /// Every way to show a layer that has a session of ours in it.
 const SERVED: [Road; 3] = [
@@ -210,10 +211,6 @@ impl Readers {
     }
 }
 
-fn soak() -> bool {
-    std::env::var("SPANFS_TEST_SOAK").is_ok_and(|it| it == "1")
-}
-
 /// End the server in good order: it takes its mounts along, or leaves them.
 fn stop(server: Server, scratch: &Scratch, unmount: bool) {
     if unmount {
@@ -245,9 +242,12 @@ fn killed_again_and_again_readers_see_a_pause() {
     if !may_mount("survival") {
         return;
     }
-    let (every, kills) = match soak() {
-        false => (KILL_EVERY, KILLS),
-        true => (SOAK_KILL_EVERY, (SOAK.as_secs() / SOAK_KILL_EVERY.as_secs()) as u32),
+    let long =
+        |time: Duration| (LONG_KILL_EVERY, (time.as_secs() / LONG_KILL_EVERY.as_secs()) as u32);
+    let (every, kills) = match (is_soak(), is_strict()) {
+        (true, _) => long(SOAK),
+        (false, true) => long(CI),
+        (false, false) => (KILL_EVERY, KILLS),
     };
     // Side by side, so that the long version takes no longer than one of them.
     std::thread::scope(|scope| {
