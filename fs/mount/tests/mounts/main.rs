@@ -9,6 +9,7 @@ mod layers;
 mod life;
 mod model;
 mod one_file;
+mod pjdfstest;
 mod probe;
 mod readonly;
 mod scratch;
