@@ -1,4 +1,8 @@
 //! Symbols without care for the ends: as long as both input and room have more than any needs.
+//!
+//! The output is looked at through an array of fixed size, so that masks keep indices inside and nothing
+//! is checked twice. What the loop waits for is the way from an entry to the next one: a look-up, a shift,
+//! a mask. So nothing else is put on it.
 
 use super::BadStream;
 use super::bits::Bits;
@@ -7,26 +11,39 @@ use super::flow::Flow;
 use super::symbol::Symbol;
 use super::table;
 
-/// Input that one round takes at most, and what a refill reads beyond it.
-const INPUT_MARGIN: usize = 32;
+/// Output in sight: the window and as much again, then what the last round needs.
+const VIEW_LEN: usize = VIEW_MASK + 1 + ROOM_MARGIN;
+const VIEW_MASK: usize = (64 << 10) - 1;
 
-/// Room that one round takes at most: three literals, the longest copy, and its last whole chunk.
-const ROOM_MARGIN: usize = 3 + 258 + CHUNK_LEN;
+/// Room that one round takes at most: two literals and the longest copy, its last chunks as a whole.
+const ROOM_MARGIN: usize = 2 + 258 + 2 * CHUNK_LEN;
 
 /// Symbols copied at once.
 const CHUNK_LEN: usize = 16;
 
+/// Input that one round takes at most, and what a refill reads beyond it.
+const INPUT_MARGIN: usize = 32;
+
 /// Whether there is enough of both for a round.
 pub(super) fn fits<S>(flow: &Flow<'_, '_, S>) -> bool {
-    flow.input.len() >= INPUT_MARGIN && flow.buffer.len() - flow.filled >= ROOM_MARGIN
+    flow.input.len() >= INPUT_MARGIN
+        && flow.buffer.len() >= VIEW_LEN
+        && flow.buffer.len() - flow.filled > ROOM_MARGIN
 }
+
+/// Bits of a distance, extra ones included: of any, and of one that needs no sub-table.
+const DISTANCE_BITS_MAX: u32 = 15 + 13;
+const SHORT_DISTANCE_BITS_MAX: u32 = table::DISTANCE_BITS + 13;
 
 const LITERAL_MASK: u64 = (1 << table::LITERAL_BITS) - 1;
 const DISTANCE_MASK: u64 = (1 << table::DISTANCE_BITS) - 1;
 
-/// The bits under way; above `count`, `hold` has bits that the next refill brings again.
+/// The bits under way; above `count`, whose low byte alone counts, `hold` has bits that the next
+/// refill brings again.
 struct Reader<'a> {
     input: &'a [u8],
+    /// Where the next refill begins.
+    at: usize,
     hold: u64,
     count: u32,
 }
@@ -35,27 +52,43 @@ impl Reader<'_> {
     /// Have 56 bits at least, given eight bytes of input.
     #[inline(always)]
     fn refill(&mut self) {
-        let Some(word) = self.input.first_chunk() else { return };
-        self.hold |= u64::from_le_bytes(*word) << self.count;
-        let taken = (63 - self.count) >> 3;
-        self.input = self.input.get(taken as usize..).unwrap_or_default();
+        let Some(word) = self.input.get(self.at..self.at + 8) else { return };
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(word);
+        self.hold |= u64::from_le_bytes(bytes).wrapping_shl(self.count);
+        self.at += (63_u32.wrapping_sub(self.count) >> 3 & 7) as usize;
         self.count |= 56;
     }
 
+    /// Take back an entry that was dropped from `hold`.
     #[inline(always)]
-    fn drop(&mut self, entry: u32) {
-        self.hold >>= table::bits(entry);
-        self.count = self.count.wrapping_sub(table::bits(entry));
+    fn undo(&mut self, entry: u32, hold: u64) {
+        self.hold = hold;
+        self.count = self.count.wrapping_add(entry);
     }
 
-    /// The entry that a link to a sub-table leads to.
+    /// Drop the bits of an entry; gives what they were among.
+    #[inline(always)]
+    fn take(&mut self, entry: u32) -> u64 {
+        let hold = self.hold;
+        self.hold = hold.wrapping_shr(entry);
+        self.count = self.count.wrapping_sub(entry);
+        hold
+    }
+
+    /// The entry of the next literal or length.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "a mask keeps the index in the table")]
-    fn follow<const N: usize>(&mut self, link: u32, table: &[u32; N]) -> u32 {
-        let start = (link >> 16) as usize;
+    fn peek(&self, codes: &Codes) -> u32 {
+        codes.literals[(self.hold & LITERAL_MASK) as usize]
+    }
+
+    /// The entry that a link to a sub-table, taken before, leads to.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a mask keeps the index in the table")]
+    fn follow<const N: usize>(&self, link: u32, table: &[u32; N]) -> u32 {
         let sub_bits = link >> 8 & 0xf;
-        self.drop(link);
-        let index = start + (self.hold & !(u64::MAX << sub_bits)) as usize;
+        let index = (link >> 16) as usize + (self.hold & !(u64::MAX << sub_bits)) as usize;
         table[index & (N - 1)]
     }
 
@@ -64,22 +97,23 @@ impl Reader<'_> {
     #[expect(clippy::indexing_slicing, reason = "a mask keeps the index in the table")]
     fn distance(&mut self, codes: &Codes) -> Result<usize, BadStream> {
         let mut entry = codes.distances[(self.hold & DISTANCE_MASK) as usize];
-        if self.count < 28 {
+        let is_link = entry & table::EXCEPTIONAL != 0;
+        // One bit more than `count` says is there, always.
+        let needed = if is_link { DISTANCE_BITS_MAX } else { SHORT_DISTANCE_BITS_MAX };
+        if (self.count as u8) < (needed + table::LITERAL_BITS - 1) as u8 {
             self.refill();
-            entry = codes.distances[(self.hold & DISTANCE_MASK) as usize];
         }
-        if entry & table::EXCEPTIONAL != 0 {
-            if entry & table::SUB_TABLE == 0 {
-                return Err(BadStream("invalid distance code"));
+        if is_link {
+            if entry & table::SUB_TABLE != 0 {
+                self.take(entry);
+                entry = self.follow(entry, &codes.distances);
             }
-            entry = self.follow(entry, &codes.distances);
             if entry & table::EXCEPTIONAL != 0 {
                 return Err(BadStream("invalid distance code"));
             }
         }
-        let distance = table::value(entry, self.hold);
-        self.drop(entry);
-        Ok(distance)
+        let hold = self.take(entry);
+        Ok(table::value(entry, hold))
     }
 }
 
@@ -89,10 +123,6 @@ impl Reader<'_> {
 /// Not called directly but through [`crate::sys::fast_symbols`], which has it compiled for the
 /// processor that we are on.
 #[inline(always)]
-#[expect(
-    clippy::indexing_slicing,
-    reason = "masks keep indices in tables, the margin keeps them in the buffer"
-)]
 pub(crate) fn symbols<S: Symbol>(
     codes: &Codes,
     flow: &mut Flow<'_, '_, S>,
@@ -100,115 +130,130 @@ pub(crate) fn symbols<S: Symbol>(
     if !fits(flow) {
         return Ok(());
     }
-    let (buffer, floor, mut at) = (&mut *flow.buffer, flow.floor, flow.filled);
-    let mut reader = Reader { input: flow.input, hold: flow.bits.hold, count: flow.bits.count };
+    let base = flow.filled.saturating_sub(super::DISTANCE_MAX as usize);
+    let base = base.min(flow.buffer.len() - VIEW_LEN);
+    let Some(view) = flow.buffer.get_mut(base..).and_then(|rest| rest.first_chunk_mut()) else {
+        return Ok(());
+    };
+    let (mut at, floor) = (flow.filled - base, flow.floor.saturating_sub(base));
+    let mut reader =
+        Reader { input: flow.input, at: 0, hold: flow.bits.hold, count: flow.bits.count };
+    rounds(codes, &mut reader, view, floor, &mut at)?;
+    let count = reader.count & 0xff;
+    flow.bits = Bits { hold: reader.hold & !(u64::MAX << count), count };
+    *flow.input = reader.input.get(reader.at..).unwrap_or_default();
+    flow.filled = base + at;
+    Ok(())
+}
+
+/// Two literals at most and then one more or a copy, again and again.
+#[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "the loop keeps a margin in the view")]
+fn rounds<S: Symbol>(
+    codes: &Codes,
+    reader: &mut Reader<'_>,
+    view: &mut [S; VIEW_LEN],
+    floor: usize,
+    filled: &mut usize,
+) -> Result<(), BadStream> {
+    let (input_end, mut at) = (reader.input.len() - INPUT_MARGIN, *filled);
     reader.refill();
-    let mut entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
-    // In each round `entry` is that of the next bits, of which there are 56 at least.
-    while reader.input.len() >= INPUT_MARGIN
-        && let Some(room) = room_at(buffer, at)
-    {
+    let mut entry = reader.peek(codes);
+    // In each round `entry` is that of the next bits, of which there are 56 at least. Each next one is
+    // looked up as soon as it can be, before any refill and while the copy goes on.
+    while at <= VIEW_MASK && reader.at <= input_end {
+        let mut hold = reader.take(entry);
         if entry & table::LITERAL != 0 {
-            room[0] = S::of((entry >> 16) as u8);
+            let first = entry;
+            entry = reader.peek(codes);
+            hold = reader.take(entry);
+            view[at] = S::of(table::literal(first));
             at += 1;
-            reader.drop(entry);
-            entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
             if entry & table::LITERAL != 0 {
-                room[1] = S::of((entry >> 16) as u8);
+                let second = entry;
+                entry = reader.peek(codes);
+                hold = reader.take(entry);
+                view[at] = S::of(table::literal(second));
                 at += 1;
-                reader.drop(entry);
-                entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
-                if entry & table::LITERAL != 0 {
-                    room[2] = S::of((entry >> 16) as u8);
-                    at += 1;
-                    reader.drop(entry);
-                    reader.refill();
-                    entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
-                    continue;
-                }
             }
         }
-        // 34 bits are left at least, 20 are needed.
-        let before = (reader.hold, reader.count);
         if entry & table::EXCEPTIONAL != 0 {
-            if entry & table::SUB_TABLE == 0 {
-                break;
-            }
-            entry = reader.follow(entry, &codes.literals);
-            if entry & table::LITERAL != 0 {
-                buffer[at] = S::of((entry >> 16) as u8);
-                at += 1;
-                reader.drop(entry);
-                reader.refill();
-                entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
-                continue;
+            let link = entry;
+            if link & table::SUB_TABLE != 0 {
+                entry = reader.follow(link, &codes.literals);
             }
             if entry & table::EXCEPTIONAL != 0 {
-                (reader.hold, reader.count) = before;
+                reader.undo(link, hold);
                 break;
             }
+            hold = reader.take(entry);
         }
-        let len = table::value(entry, reader.hold);
-        reader.drop(entry);
+        if entry & table::LITERAL != 0 {
+            view[at] = S::of(table::literal(entry));
+            at += 1;
+            entry = reader.peek(codes);
+            reader.refill();
+            continue;
+        }
+        let len = table::value(entry, hold);
         let distance = reader.distance(codes)?;
         if distance > at - floor {
             return Err(BadStream("invalid distance too far back"));
         }
-        // The next symbol is looked up while the copy goes on.
+        entry = reader.peek(codes);
         reader.refill();
-        entry = codes.literals[(reader.hold & LITERAL_MASK) as usize];
-        copy(buffer, at, len, distance);
+        copy(view, at, len, distance);
         at += len;
     }
-    let Reader { input, hold, count } = reader;
-    *flow.input = input;
-    flow.bits = Bits { hold: hold & !(u64::MAX << count), count };
-    flow.filled = at;
+    *filled = at;
     Ok(())
 }
 
-/// Copy `len` symbols to `at` from `distance` before it, and perhaps up to a chunk more. The caller
+/// Copy `len` symbols to `at` from `distance` before it, and perhaps up to two chunks more. The caller
 /// checked the distance and keeps a margin of room.
 #[inline(always)]
-fn copy<S: Symbol>(buffer: &mut [S], at: usize, len: usize, distance: usize) {
-    let mut from = at - distance;
-    let (mut to, end) = (at, at + len);
-    if distance == 1 {
-        let chunk = [buffer.get(from).copied().unwrap_or_default(); CHUNK_LEN];
+#[expect(clippy::indexing_slicing, reason = "a mask keeps the index in the view")]
+fn copy<S: Symbol>(view: &mut [S; VIEW_LEN], at: usize, len: usize, distance: usize) {
+    let (mut from, mut to, end) = ((at - distance) & VIEW_MASK, at, at + len);
+    if distance >= CHUNK_LEN {
+        // Both chunks without asking: most copies are short.
+        put_chunk(view, from, to);
+        put_chunk(view, from + CHUNK_LEN, to + CHUNK_LEN);
+        while to + 2 * CHUNK_LEN < end {
+            from += CHUNK_LEN;
+            to += CHUNK_LEN;
+            put_chunk(view, from + CHUNK_LEN, to + CHUNK_LEN);
+        }
+    } else if distance == 1 {
+        let chunk = [view[from]; CHUNK_LEN];
         while to < end {
-            put_chunk(buffer, to, chunk);
+            set_chunk(view, to, chunk);
             to += CHUNK_LEN;
         }
-        return;
-    }
-    // A chunk that overlaps with what it is copied to leaves `distance` right symbols more.
-    let step = distance.min(CHUNK_LEN);
-    loop {
-        put_chunk(buffer, to, chunk_at(buffer, from));
-        to += step;
-        from += step;
-        if to >= end {
-            break;
+    } else {
+        // A chunk that overlaps with what it is copied to leaves as many right symbols as it is far; from
+        // twice as far the same follows.
+        while to < end {
+            put_chunk(view, from, to);
+            let step = (to - from).min(CHUNK_LEN);
+            to += step;
+            from += if step < CHUNK_LEN { 0 } else { step };
         }
     }
 }
 
-/// What a round may write to.
+/// Copy an array, as slices are copied by a call.
 #[inline(always)]
-fn room_at<S>(buffer: &mut [S], at: usize) -> Option<&mut [S; ROOM_MARGIN]> {
-    buffer.get_mut(at..)?.first_chunk_mut()
-}
-
-/// Arrays, as slices are copied by a call.
-#[inline(always)]
-fn chunk_at<S: Symbol>(buffer: &[S], at: usize) -> [S; CHUNK_LEN] {
-    let chunk = buffer.get(at..).and_then(|rest| rest.first_chunk());
-    chunk.copied().unwrap_or([S::default(); CHUNK_LEN])
+fn put_chunk<S: Symbol>(view: &mut [S; VIEW_LEN], from: usize, to: usize) {
+    let chunk = view.get(from..from + CHUNK_LEN).and_then(|chunk| chunk.first_chunk());
+    let Some(&chunk) = chunk else { return };
+    set_chunk(view, to, chunk);
 }
 
 #[inline(always)]
-fn put_chunk<S: Symbol>(buffer: &mut [S], at: usize, chunk: [S; CHUNK_LEN]) {
-    if let Some(to) = buffer.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *to = chunk;
+fn set_chunk<S: Symbol>(view: &mut [S; VIEW_LEN], to: usize, chunk: [S; CHUNK_LEN]) {
+    let room = view.get_mut(to..to + CHUNK_LEN).and_then(|room| room.first_chunk_mut());
+    if let Some(room) = room {
+        *room = chunk;
     }
 }

@@ -44,10 +44,15 @@ pub(super) fn bits(entry: u32) -> u32 {
     entry & 0xff
 }
 
+/// The byte that a literal's entry stands for.
+pub(super) fn literal(entry: u32) -> u8 {
+    (entry >> 16) as u8
+}
+
 /// The number that an entry and the stream's next bits give: its base and the extra bits.
 pub(super) fn value(entry: u32, hold: u64) -> usize {
-    let taken = hold & !(u64::MAX << bits(entry));
-    (entry >> 16) as usize + (taken >> (entry >> 8 & 0xf)) as usize
+    let taken = hold & !u64::MAX.wrapping_shl(entry);
+    (entry >> 16) as usize + taken.wrapping_shr(entry >> 8) as usize
 }
 
 /// What a symbol means, as an entry without its code's bits: base and extra bits.
