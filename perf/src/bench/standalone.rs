@@ -1,5 +1,7 @@
 //! A session with `spanfs run`, without containerd.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -60,6 +62,7 @@ impl Session for Standalone<'_> {
         let mut enter = Command::new("sh");
         enter.arg("-c").arg(format!("{group}exec nsenter \"$@\"")).arg("sh");
         enter.args(["--target", &program.to_string(), "--all", "--root", "--wd", "--"]);
+        enter.env_clear().envs(environment_of(program)?);
         enter.args(command);
         let ended = spanfs_node::run_for(&mut enter, patience, &|| self.site.stop.is_set());
         self.site.stop.check()?;
@@ -93,6 +96,18 @@ impl Session for Standalone<'_> {
     fn roots(&self) -> Vec<PathBuf> {
         vec![self.cache()]
     }
+}
+
+/// The environment that a program was started with: what `ctr` gives whoever enters its container, too.
+fn environment_of(process: u32) -> Result<Vec<(OsString, OsString)>> {
+    let path = format!("/proc/{process}/environ");
+    let bytes = std::fs::read(&path).with_context(|| format!("reading {path}"))?;
+    let pair = |variable: &[u8]| {
+        let at = variable.iter().position(|&byte| byte == b'=')?;
+        let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        Some((text(&variable[..at]), text(&variable[at + 1..])))
+    };
+    Ok(bytes.split(|&byte| byte == 0).filter_map(pair).collect())
 }
 
 /// What runs in the image: the last of `spanfs`'s descendants.
