@@ -52,10 +52,9 @@ impl Reader<'_> {
     /// Have 56 bits at least, given eight bytes of input.
     #[inline(always)]
     fn refill(&mut self) {
-        let Some(word) = self.input.get(self.at..self.at + 8) else { return };
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(word);
-        self.hold |= u64::from_le_bytes(bytes).wrapping_shl(self.count);
+        let word = self.input.get(self.at..self.at + 8).and_then(|word| word.first_chunk());
+        let Some(word) = word else { return };
+        self.hold |= u64::from_le_bytes(*word).wrapping_shl(self.count);
         self.at += (63_u32.wrapping_sub(self.count) >> 3 & 7) as usize;
         self.count |= 56;
     }
