@@ -37,8 +37,7 @@ impl Finished {
             Err(reason) => whole(tar.records, reason),
             Ok(restarts) => {
                 let parts = Parts {
-                    // Kept for the layer that turns out to have no zTOC.
-                    records: tar.records.clone(),
+                    records: tar.records,
                     archive,
                     compressed_size: blob_size,
                     restarts,
@@ -46,7 +45,7 @@ impl Finished {
                     build_tool: build_tool.into_bytes(),
                 };
                 Ztoc::from_parts(parts)
-                    .map_or_else(|error| whole(tar.records, error.into()), Toc::Lazy)
+                    .map_or_else(|refused| whole(refused.records, refused.reason.into()), Toc::Lazy)
             }
         };
         Built {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use spanfs_layer::tar::{Limits, Reader};
-use spanfs_layer::ztoc::View;
 use spanfs_layer::{Digest, Record};
 
 use super::{LocalLayer, Origin, Whole, WholeSpec, WholeToc};
@@ -119,7 +118,6 @@ fn lazy(
         tracing::info!(layer = %spec.layer(), "the kept zTOC is not the one that was built");
         return None;
     }
-    let records = View::new(&ztoc).and_then(|view| view.records()).ok()?.into();
     let layer_spec = LayerSpec {
         diff_id: Some(diff_id),
         blob: Arc::clone(&spec.blob),
@@ -129,7 +127,7 @@ fn lazy(
     match cache.layer(layer_spec) {
         Ok(layer) => {
             let toc = WholeToc::Lazy { layer, ztoc };
-            Some(Whole { records, toc, diff_id, origin: Origin::Disk })
+            Some(Whole { toc, diff_id, origin: Origin::Disk })
         }
         Err(error) => {
             tracing::warn!(layer = %spec.layer(), %error, "what a pass left can't be used");
@@ -161,9 +159,9 @@ fn local(
         Ok(Some((file, records))) => {
             let len = crate::layer_file::file_len(uncompressed_len);
             let content = LocalLayer::new(spec.layer(), claim, Role::Reader, file, len);
-            let toc = WholeToc::Never { content: Arc::new(content), reason };
-            let origin = Origin::Disk;
-            Ok(Search::Found(Whole { records: records.into(), toc, diff_id, origin }))
+            let (content, records) = (Arc::new(content), records.into());
+            let toc = WholeToc::Never { content, records, reason };
+            Ok(Search::Found(Whole { toc, diff_id, origin: Origin::Disk }))
         }
         Ok(None) => Ok(Search::Nothing(claim)),
         Err(error) => {

@@ -112,8 +112,6 @@ impl WholeSpec<'_> {
 /// A layer that is there.
 #[derive(Clone)]
 pub struct Whole {
-    /// Its entries in archive order.
-    pub records: Arc<[Record]>,
     /// Its bytes, and its zTOC where there is one.
     pub toc: WholeToc,
     /// Digest of its tar; the promised one if there was a promise.
@@ -136,6 +134,8 @@ pub enum WholeToc {
     Never {
         /// Its bytes.
         content: Arc<LocalLayer>,
+        /// Its entries in archive order.
+        records: Arc<[Record]>,
         /// Why it has no zTOC.
         reason: String,
     },
@@ -308,19 +308,21 @@ impl Pass<'_> {
             (Toc::Lazy(ztoc), Some(program)) => Err((ztoc.records, program.no_ztoc())),
             (Toc::Whole { records, reason }, _) => Err((records, reason.to_string())),
         };
-        let mut ztoc = match ztoc {
+        let ztoc = match ztoc {
             Ok(ztoc) => ztoc,
             Err((records, reason)) => {
                 let found = kept::Found::Never { reason: reason.clone(), uncompressed_len };
                 let content = local::keep(spec.layer(), claim, role, part, diff_id, &found)?;
                 drop(fill);
-                let toc = WholeToc::Never { content: Arc::new(content), reason };
-                return Ok(Whole { records: records.into(), toc, diff_id, origin });
+                let (content, records) = (Arc::new(content), records.into());
+                let toc = WholeToc::Never { content, records, reason };
+                return Ok(Whole { toc, diff_id, origin });
             }
         };
-        let encoded: Arc<[u8]> = ztoc.encode().into();
-        let records = std::mem::take(&mut ztoc.records);
+        let encoded = ztoc.encode();
+        // Large, and told by the encoded form from now on.
         drop::<Ztoc>(ztoc);
+        let encoded: Arc<[u8]> = encoded.into();
         let ztoc_digest = Digest::of(&encoded);
         if role == Role::Owner {
             kept::note(&claim, diff_id, &kept::Found::Lazy { ztoc: ztoc_digest })
@@ -337,7 +339,7 @@ impl Pass<'_> {
         let layer = open_filled(cache.works(), layer_spec, filled)?;
         cache.share(&layer);
         let toc = WholeToc::Lazy { layer, ztoc: encoded };
-        Ok(Whole { records: records.into(), toc, diff_id, origin })
+        Ok(Whole { toc, diff_id, origin })
     }
 }
 

@@ -59,7 +59,7 @@ fn its_output_is_the_layer() {
     assert_content(&whole, &tar);
     let WholeToc::Never { reason, .. } = &whole.toc else { panic!("it has a zTOC") };
     assert!(reason.contains("/bin/gzip"), "{reason}");
-    assert_eq!(whole.records.len(), 1);
+    assert_eq!(records(&whole).len(), 1);
 }
 
 #[test]

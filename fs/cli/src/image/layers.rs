@@ -219,12 +219,12 @@ impl Images {
                 let toc = Toc::new(digest, shelf, None, Some(ztoc));
                 spanned(descriptor, layer, toc, how)
             }
-            WholeToc::Never { content, reason } => OpenLayer {
+            WholeToc::Never { content, records, reason } => OpenLayer {
                 descriptor: descriptor.clone(),
                 content,
                 spans: None,
                 how: How::Never(reason),
-                toc: LayerToc::Records(whole.records),
+                toc: LayerToc::Records(records),
             },
         })
     }

@@ -24,6 +24,15 @@ pub struct Parts {
     pub build_tool: Vec<u8>,
 }
 
+/// A layer that can't have a zTOC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why it can't.
+    pub reason: BuildError,
+    /// Its entries, for who goes on without.
+    pub records: Vec<Record>,
+}
+
 /// Why a layer can't have a zTOC. It can still be unpacked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
@@ -71,12 +80,10 @@ impl Ztoc {
     /// # Panics
     ///
     /// If a checkpoint's window is neither empty nor [`WINDOW_LEN`] bytes long.
-    pub fn from_parts(parts: Parts) -> Result<Self, BuildError> {
+    pub fn from_parts(parts: Parts) -> Result<Self, Refused> {
         let Parts { records, archive, compressed_size, restarts, span_digests, build_tool } = parts;
-        check_entries(&records, archive.global_header)?;
-        let bytes = restarts.encoded_len() + records.iter().map(encoded_len).sum::<u64>();
-        if bytes > ZTOC_BYTES_MAX {
-            return Err(BuildError::TooLarge { bytes });
+        if let Err(reason) = check(&records, archive.global_header, &restarts) {
+            return Err(Refused { reason, records });
         }
         let compression = match &restarts {
             Restarts::Gzip { checkpoints, .. } => {
@@ -100,9 +107,24 @@ impl Ztoc {
             span_digests,
             checkpoints: restarts.encode(compressed_size),
         };
-        SpanTable::of(&ztoc)?;
-        Ok(ztoc)
+        match SpanTable::of(&ztoc) {
+            Ok(_) => Ok(ztoc),
+            Err(error) => Err(Refused { reason: error.into(), records: ztoc.records }),
+        }
     }
+}
+
+fn check(
+    records: &[Record],
+    global_header: Option<UncompressedOffset>,
+    restarts: &Restarts,
+) -> Result<(), BuildError> {
+    check_entries(records, global_header)?;
+    let bytes = restarts.encoded_len() + records.iter().map(encoded_len).sum::<u64>();
+    if bytes > ZTOC_BYTES_MAX {
+        return Err(BuildError::TooLarge { bytes });
+    }
+    Ok(())
 }
 
 fn check_entries(

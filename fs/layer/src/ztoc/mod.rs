@@ -13,7 +13,7 @@ mod tests;
 mod time;
 pub mod zinfo;
 
-pub use build::{BuildError, Parts};
+pub use build::{BuildError, Parts, Refused};
 pub use decode::View;
 pub use zinfo::{Checkpoint, Frame, Restarts, WINDOW_LEN};
 
