@@ -73,55 +73,81 @@ pub(super) fn run(lab: &Lab, report: &mut Report) -> Result<()> {
             &[Transport::Dev, Transport::Fuse3][..]
         }
     };
-    let subjects: Vec<Served> = [Front::Erofs, Front::Inode]
-        .into_iter()
-        .flat_map(|front| transports.iter().map(move |&it| Served::new(front, it)))
-        .collect();
-    let found = bench.measure(&subjects, lab.runs)?;
-    let native = found.native;
-    let mut row = |what: String, value, unit, goal| {
-        report.row(&Row { promise: "edge", what, value, unit, goal })
-    };
-    row("ext4, read 20,000 files, cold".into(), native.cold, "s", Goal::None)?;
-    row("ext4, read 20,000 files, warm".into(), native.small, "s", Goal::None)?;
-    row("ext4, stat 20,000 files, warm".into(), native.stat, "s", Goal::None)?;
-    row("ext4, 1 GiB, warm".into(), native.sequential, "s", Goal::None)?;
-    for (cpus, where_) in
-        [(Cpus::One, "on one CPU"), (Cpus::Two, "across CPUs"), (Cpus::Any, "where they like")]
-    {
-        let what = format!("a byte to a thread and back through pipes, {where_}, p50");
-        row(what, ping_pong(cpus)?.as_secs_f64() * 1e6, "us", Goal::None)?;
+    let without_us = Served { complete: true, ..Served::new(Front::Erofs, Transport::Dev) };
+    let mut subjects = vec![without_us];
+    for front in [Front::Erofs, Front::Inode] {
+        subjects.extend(transports.iter().map(|&it| Served::new(front, it)));
     }
+    let found = bench.measure(&subjects, lab.runs)?;
+    tell_floor(report, found.native, found.figures[0])?;
     let fuse3 = |front| {
         let mut all = subjects.iter().zip(&found.figures);
         let fuse3 = all.find(|(it, _)| it.front == front && it.transport == Transport::Fuse3);
         fuse3.map_or(f64::NAN, |(_, figures)| figures.iops)
     };
-    for (served, it) in subjects.iter().zip(&found.figures) {
-        let (front, transport) = (served.front, served.transport);
-        let what = |what: &str| format!("{front}, {transport}: {what}");
-        // fuse3 is told beside the others, not judged.
-        let goal = |goal| if transport == Transport::Fuse3 { Goal::None } else { goal };
-        let is_erofs = front == Front::Erofs;
-        let small = if is_erofs { native.cold } else { native.small };
-        let against = if is_erofs { "ext4 cold" } else { "ext4 warm" };
-        let limit = goal(Goal::AtMost(if is_erofs { 1.1 } else { 7.0 }));
-        row(what(&format!("read 20,000 files / {against}")), it.small / small, "x", limit)?;
-        let limit = if is_erofs { Goal::None } else { goal(Goal::AtMost(9.0)) };
-        row(what("stat 20,000 files / ext4 warm"), it.stat / native.stat, "x", limit)?;
-        row(what("CPU per read of small files"), it.cpu_per_read * 1e6, "us", Goal::None)?;
-        let limit = if is_erofs { goal(Goal::AtMost(10.0)) } else { Goal::None };
-        row(what("CPU per read of a page"), it.cpu_per_page * 1e6, "us", limit)?;
-        row(what("random 4 KiB"), it.iops, "/s", Goal::None)?;
-        let limit = if is_erofs { goal(Goal::AtLeast(5.0)) } else { Goal::None };
-        row(what("random 4 KiB / fuse3"), it.iops / fuse3(front), "x", limit)?;
-        row(what("random 4 KiB, p50"), it.p50 * 1e6, "us", Goal::None)?;
-        let limit = if is_erofs { goal(Goal::AtMost(5.0)) } else { Goal::None };
-        row(what("random 4 KiB, p99 / p50"), it.p99 / it.p50, "x", limit)?;
-        let limit = if is_erofs { goal(Goal::AtMost(1.3)) } else { Goal::None };
-        row(what("1 GiB / ext4 warm"), it.sequential / native.sequential, "x", limit)?;
+    for (served, figures) in subjects.iter().zip(&found.figures).skip(1) {
+        tell(report, *served, *figures, found.native, fuse3(served.front))?;
     }
     Ok(())
+}
+
+/// What the machine and the kernel reach without us.
+fn tell_floor(report: &mut Report, native: Native, without_us: Figures) -> Result<()> {
+    let mut row = |what: &str, value, unit| {
+        report.row(&Row { promise: "edge", what: what.into(), value, unit, goal: Goal::None })
+    };
+    row("ext4, read 20,000 files, cold", native.cold, "s")?;
+    row("ext4, read 20,000 files, warm", native.small, "s")?;
+    row("ext4, stat 20,000 files, warm", native.stat, "s")?;
+    row("ext4, 1 GiB, warm", native.sequential, "s")?;
+    for (cpus, where_) in
+        [(Cpus::One, "on one CPU"), (Cpus::Two, "across CPUs"), (Cpus::Any, "where they like")]
+    {
+        let what = format!("a byte to a thread and back through pipes, {where_}, p50");
+        row(&what, ping_pong(cpus)?.as_secs_f64() * 1e6, "us")?;
+    }
+    row("erofs without us: read 20,000 files / ext4 cold", without_us.small / native.cold, "x")?;
+    row("erofs without us: random 4 KiB, p50", without_us.p50 * 1e6, "us")?;
+    row("erofs without us: 1 GiB / ext4 warm", without_us.sequential / native.sequential, "x")
+}
+
+/// What one front on one transport reaches; `fuse3` are the random reads of that front on fuse3.
+fn tell(
+    report: &mut Report,
+    served: Served,
+    it: Figures,
+    native: Native,
+    fuse3: f64,
+) -> Result<()> {
+    let Served { front, transport, .. } = served;
+    let mut row = |what: &str, value, unit, goal| {
+        let what = format!("{front}, {transport}: {what}");
+        report.row(&Row { promise: "edge", what, value, unit, goal })
+    };
+    // fuse3 is told beside the others, not judged.
+    let goal = |goal| if transport == Transport::Fuse3 { Goal::None } else { goal };
+    let of_erofs = |limit| if front == Front::Erofs { goal(limit) } else { Goal::None };
+    match front {
+        Front::Erofs => {
+            let small = it.small / native.cold;
+            row("read 20,000 files / ext4 cold", small, "x", goal(Goal::AtMost(1.1)))?;
+            row("stat 20,000 files / ext4 warm", it.stat / native.stat, "x", Goal::None)?;
+        }
+        Front::Inode => {
+            let small = it.small / native.small;
+            row("read 20,000 files / ext4 warm", small, "x", goal(Goal::AtMost(7.0)))?;
+            let stat = it.stat / native.stat;
+            row("stat 20,000 files / ext4 warm", stat, "x", goal(Goal::AtMost(9.0)))?;
+        }
+    }
+    row("CPU per read of small files", it.cpu_per_read * 1e6, "us", Goal::None)?;
+    row("CPU per read of a page", it.cpu_per_page * 1e6, "us", of_erofs(Goal::AtMost(10.0)))?;
+    row("random 4 KiB", it.iops, "/s", Goal::None)?;
+    row("random 4 KiB / fuse3", it.iops / fuse3, "x", of_erofs(Goal::AtLeast(5.0)))?;
+    row("random 4 KiB, p50", it.p50 * 1e6, "us", Goal::None)?;
+    row("random 4 KiB, p99 / p50", it.p99 / it.p50, "x", of_erofs(Goal::AtMost(5.0)))?;
+    let long = it.sequential / native.sequential;
+    row("1 GiB / ext4 warm", long, "x", of_erofs(Goal::AtMost(1.3)))
 }
 
 /// What single options are worth, each against the defaults of its transport. Told, not judged.

@@ -46,6 +46,9 @@ pub(crate) struct Served {
     /// Read-ahead of the FUSE mount.
     #[arg(long)]
     pub(super) read_ahead_kib: Option<u32>,
+    /// Show the layer as complete: the kernel's EROFS reads it without us.
+    #[arg(long)]
+    pub(super) complete: bool,
     /// Flags of INIT that are not taken.
     #[arg(long, default_value_t = 0)]
     pub(super) without: u64,
@@ -67,8 +70,15 @@ fn transport(name: &str) -> Result<Transport, String> {
 
 impl Served {
     pub(super) fn new(front: Front, transport: Transport) -> Self {
-        let (direct, read_ahead_kib, without, background_max) = (false, None, 0, None);
-        Self { front, transport, direct, read_ahead_kib, without, background_max }
+        Self {
+            front,
+            transport,
+            direct: false,
+            read_ahead_kib: None,
+            complete: false,
+            without: 0,
+            background_max: None,
+        }
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -78,6 +88,7 @@ impl Served {
             format!("--without={}", self.without),
         ];
         arguments.extend(self.direct.then(|| "--direct".to_owned()));
+        arguments.extend(self.complete.then(|| "--complete".to_owned()));
         arguments.extend(self.read_ahead_kib.map(|kib| format!("--read-ahead-kib={kib}")));
         arguments.extend(self.background_max.map(|count| format!("--background-max={count}")));
         arguments
@@ -116,10 +127,11 @@ pub(super) fn small(directory: usize, file: usize) -> String {
     format!("small/{directory:02}/{file:03}")
 }
 
-/// All of a layer is there, but it is shown as if some of it were not.
+/// All of a layer is there, but unless it is `complete` it is shown as if some of it were not.
 struct Local {
     file: File,
     len: u64,
+    complete: bool,
     reads: AtomicU64,
 }
 
@@ -151,7 +163,7 @@ impl Content for Local {
     }
 
     fn complete_file(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.complete.then(|| self.file.as_fd())
     }
 }
 
@@ -177,7 +189,8 @@ pub(crate) fn serve(dir: &Path, served: &Served) -> Result<()> {
     let tree = tree(&path)?;
     let file = File::open(&path)?;
     let len = file.metadata()?.len();
-    let content = Arc::new(Local { file, len, reads: AtomicU64::new(0) });
+    let (complete, reads) = (served.complete, AtomicU64::new(0));
+    let content = Arc::new(Local { file, len, complete, reads });
     let mut options = MounterOptions::new(dir.join("state"));
     options.transport = Some(served.transport);
     options.read_ahead_kib = served.read_ahead_kib;
