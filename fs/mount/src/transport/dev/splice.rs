@@ -59,3 +59,35 @@ impl Pipe {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_is_put_in_is_sent_later_and_whole() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..100_000_u32).map(|number| (number % 251) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        let (device, mut kernel) = UnixStream::pair().unwrap();
+        let pipe = Pipe::new().unwrap();
+        for at in [0, 4096, 5001] {
+            let len = 70_000;
+            let located = Located { file: file.as_fd(), at, len };
+            assert_eq!(pipe.fill(9, located), Ok(16 + len));
+            kernel.set_nonblocking(true).unwrap();
+            assert!(kernel.read(&mut [0]).is_err(), "nothing is sent before its time was taken");
+            kernel.set_nonblocking(false).unwrap();
+            pipe.send(&device, 16 + len).unwrap();
+            let mut sent = vec![0; 16 + len];
+            kernel.read_exact(&mut sent).unwrap();
+            assert_eq!(sent[..16], reply::header(9, 0, len));
+            assert!(sent[16..] == bytes[at as usize..][..len], "at {at}");
+        }
+        let behind = Located { file: file.as_fd(), at: 90_000, len: 70_000 };
+        assert_eq!(pipe.fill(9, behind), Err(Errno::IO), "a file that was cut");
+    }
+}
