@@ -16,8 +16,6 @@ use crate::cache::directory::BLOB;
 
 /// Times in a row that a chunk is asked for again, after the engine gave up on it.
 const RETRIES_MAX: u32 = 2;
-/// What a kill costs at most: some tenths of a second of a fast link.
-const SYNC_BYTES: u64 = 16 << 20;
 /// Bytes read at once from the file of a blob.
 const PIECE_LEN: usize = 1 << 20;
 
@@ -96,11 +94,7 @@ fn through_file(
     claim: &Claim,
     take: impl FnMut(&[u8]) -> Result<(), CacheError>,
 ) -> Result<Download, CacheError> {
-    let options = DownloadOptions {
-        stream: spec.stream.clone(),
-        failures_max: RETRIES_MAX + 1,
-        sync_bytes: SYNC_BYTES,
-    };
+    let options = DownloadOptions { stream: spec.stream.clone(), failures_max: RETRIES_MAX + 1 };
     let download = Download::open(&claim.file(BLOB), &*spec.blob, options);
     let mut download = download.map_err(|error| failed(spec, error))?;
     let resumed = download.recorded_bytes();

@@ -10,7 +10,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
@@ -23,20 +22,13 @@ use crate::blob::{Blob, Class, FetchError};
 pub struct DownloadOptions {
     /// Chunks and how many at once. Another chunk length than before starts the download anew.
     pub stream: StreamOptions,
-    /// Bytes written between two moments at which progress becomes durable.
-    pub sync_bytes: u64,
     /// Failed wants in a row before the download fails; the engine has retried each already.
     pub failures_max: u32,
 }
 
 impl Default for DownloadOptions {
     fn default() -> Self {
-        Self {
-            stream: StreamOptions::default(),
-            // What a crash costs at most: a fraction of a second of transfer.
-            sync_bytes: 64 << 20,
-            failures_max: 3,
-        }
+        Self { stream: StreamOptions::default(), failures_max: 3 }
     }
 }
 
@@ -98,8 +90,6 @@ pub struct Download {
     options: DownloadOptions,
     /// Chunks that are in the file by the journal, with their checksums.
     recorded: BTreeMap<u64, u64>,
-    /// In the file and not recorded.
-    written: Vec<(u64, u64)>,
     growing: Growing,
 }
 
@@ -212,7 +202,6 @@ impl Download {
             subject,
             options,
             recorded: chunks.into_iter().collect(),
-            written: Vec::new(),
             growing: Growing(Arc::new(shared)),
         })
     }
@@ -246,16 +235,6 @@ impl Download {
     ) -> Result<(), BufferError> {
         let result = self.fill(blob, stop);
         self.growing.end();
-        if result.is_err() {
-            // What came before a failure is worth keeping; the failure itself is what is reported.
-            let recorded = record(&self.file, &mut self.journal, &self.written);
-            match recorded {
-                Ok(()) => self.recorded.extend(self.written.drain(..)),
-                Err(error) => {
-                    tracing::warn!(path = %self.path.display(), %error, "progress is not kept");
-                }
-            }
-        }
         result
     }
 
@@ -295,26 +274,9 @@ impl Download {
         let missing = (0..self.subject.chunks_count()).filter(|it| !front.has(*it));
         let missing: Vec<_> = missing.map(|index| self.range(index)).collect();
         let stream = Stream::of_chunks(Arc::clone(blob), missing, self.options.stream.clone());
-        let Self { path, file, journal, subject, options, recorded, written, growing } = self;
-        let file: &File = file;
-        let mut filling = Filling { path, file, subject, options, growing, front };
-        std::thread::scope(|scope| {
-            // Making progress durable takes as long as the disk likes: the network goes on meanwhile.
-            let (sender, batches) = bounded::<Vec<(u64, u64)>>(0);
-            let recorder = scope.spawn(move || {
-                for batch in batches {
-                    record(file, journal, &batch)?;
-                    recorded.extend(batch);
-                }
-                Ok::<_, io::Error>(())
-            });
-            let filled = filling.run(stream, written, &sender, stop);
-            drop(sender);
-            let recording = recorder.join().unwrap_or_else(|it| std::panic::resume_unwind(it));
-            let size = filling.subject.size;
-            filled?;
-            recording.map_err(|source| disk_error(filling.path, size, "syncing", source))
-        })
+        let Self { path, file, journal, subject, options, recorded, growing } = self;
+        Filling { path, file, journal, recorded, subject, options, growing, front }
+            .run(stream, stop)
     }
 
     /// Look at what earlier runs recorded.
@@ -376,6 +338,8 @@ impl Progress {
 struct Filling<'a> {
     path: &'a Path,
     file: &'a File,
+    journal: &'a mut Journal,
+    recorded: &'a mut BTreeMap<u64, u64>,
     subject: &'a Subject,
     options: &'a DownloadOptions,
     growing: &'a Growing,
@@ -386,11 +350,9 @@ impl Filling<'_> {
     fn run(
         &mut self,
         mut stream: Stream,
-        written: &mut Vec<(u64, u64)>,
-        recorder: &Sender<Vec<(u64, u64)>>,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), BufferError> {
-        let (mut failures, mut unrecorded_bytes) = (0, 0);
+        let mut failures = 0;
         loop {
             if stop() {
                 return Err(BufferError::Stopped { path: self.path.to_owned() });
@@ -400,15 +362,8 @@ impl Filling<'_> {
                 Poll::Ready(None) => return Ok(()),
                 Poll::Ready(Some(Ok(chunk))) => {
                     failures = 0;
-                    unrecorded_bytes += chunk.fetched.data().len() as u64;
-                    written.push(self.write(&chunk)?);
+                    self.write(&chunk)?;
                     stream.blob().recycle(chunk.fetched.bytes);
-                    // While the recorder is busy, the batch grows.
-                    if unrecorded_bytes >= self.options.sync_bytes
-                        && recorder.try_send(written.clone()).is_ok()
-                    {
-                        (unrecorded_bytes, *written) = (0, Vec::new());
-                    }
                 }
                 Poll::Ready(Some(Err(source))) => {
                     failures += 1;
@@ -422,24 +377,18 @@ impl Filling<'_> {
         }
     }
 
-    /// Index and checksum of a chunk that is in its place now.
-    fn write(&mut self, chunk: &Chunk) -> Result<(u64, u64), BufferError> {
+    /// Put a chunk in its place, and record that.
+    fn write(&mut self, chunk: &Chunk) -> Result<(), BufferError> {
         let (data, chunk_bytes) = (chunk.fetched.data(), self.subject.chunk_bytes);
-        self.file
-            .write_all_at(data, chunk.offset)
-            .map_err(|source| disk_error(self.path, self.subject.size, "writing", source))?;
+        let (path, size) = (self.path, self.subject.size);
+        let failed = |action| move |source| disk_error(path, size, action, source);
+        self.file.write_all_at(data, chunk.offset).map_err(failed("writing"))?;
         let index = chunk.offset / chunk_bytes;
-        let end = chunk.offset + data.len() as u64;
-        self.front.add(index, end, chunk_bytes, self.growing);
-        Ok((index, checksum(data, index)))
-    }
-}
-
-/// Make progress durable: the data first, then the word that it is there.
-fn record(file: &File, journal: &mut Journal, chunks: &[(u64, u64)]) -> io::Result<()> {
-    match chunks {
-        [] => Ok(()),
-        _ => file.sync_data().and_then(|()| journal.append(chunks)),
+        let sum = checksum(data, index);
+        self.journal.append(index, sum).map_err(failed("recording a part of"))?;
+        self.recorded.insert(index, sum);
+        self.front.add(index, chunk.offset + data.len() as u64, chunk_bytes, self.growing);
+        Ok(())
     }
 }
 

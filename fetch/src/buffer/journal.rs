@@ -1,4 +1,4 @@
-//! Which chunks of a download are in its file, surviving a crash: an append-only journal beside it.
+//! Which chunks of a download are in its file: an append-only journal beside it.
 //!
 //! Header, 128 bytes, little endian:
 //!
@@ -13,8 +13,9 @@
 //! | 120 | 8 | checksum of the bytes before |
 //!
 //! Then records of 24 bytes: chunk index, checksum of the chunk's data, checksum of the record's first
-//! 16 bytes mixed with the header's. A record is written only after its data is durable. The first
-//! record that does not check out ends the journal: what a crash tore is fetched again.
+//! 16 bytes mixed with the header's. The first record that does not check out ends the journal. Neither
+//! data nor journal is brought to the disk at once: a kill takes nothing of them, and what a power cut
+//! takes is fetched again, as the chunk's sum tells.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -79,7 +80,6 @@ impl Journal {
         if bytes.get(..HEADER_LEN) != Some(&header) {
             file.set_len(0)?;
             file.write_all_at(&header, 0)?;
-            file.sync_data()?;
             return Ok((Self { file, seed, len: HEADER_LEN as u64 }, Vec::new()));
         }
         let mut chunks = Vec::new();
@@ -96,19 +96,13 @@ impl Journal {
         Ok((Self { file, seed, len }, chunks))
     }
 
-    /// Record chunks whose data is durable, and make the record durable.
-    pub(super) fn append(&mut self, chunks: &[(u64, u64)]) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(chunks.len() * RECORD_LEN);
-        for (index, sum) in chunks {
-            let at = bytes.len();
-            bytes.extend_from_slice(&index.to_le_bytes());
-            bytes.extend_from_slice(&sum.to_le_bytes());
-            let own = checksum(bytes.get(at..).unwrap_or_default(), self.seed);
-            bytes.extend_from_slice(&own.to_le_bytes());
-        }
-        self.file.write_all_at(&bytes, self.len)?;
-        self.file.sync_data()?;
-        self.len += bytes.len() as u64;
+    /// Record a chunk that is in the file.
+    pub(super) fn append(&mut self, index: u64, sum: u64) -> io::Result<()> {
+        let mut record = [index.to_le_bytes(), sum.to_le_bytes()].concat();
+        let own = checksum(&record, self.seed);
+        record.extend_from_slice(&own.to_le_bytes());
+        self.file.write_all_at(&record, self.len)?;
+        self.len += RECORD_LEN as u64;
         Ok(())
     }
 }
@@ -162,8 +156,9 @@ mod tests {
         let path = folder.path().join("journal");
         let (mut journal, chunks) = open(&path, &subject());
         assert!(chunks.is_empty());
-        journal.append(&[(3, 30), (1, 10)]).unwrap();
-        journal.append(&[(9, 90)]).unwrap();
+        journal.append(3, 30).unwrap();
+        journal.append(1, 10).unwrap();
+        journal.append(9, 90).unwrap();
         drop(journal);
         let bytes = std::fs::read(&path).unwrap();
         for cut in 0..bytes.len() {
@@ -171,7 +166,7 @@ mod tests {
             let (mut journal, chunks) = open(&path, &subject());
             let whole = cut.saturating_sub(HEADER_LEN) / RECORD_LEN;
             assert_eq!(chunks, [(3, 30), (1, 10), (9, 90)][..whole], "cut at {cut}");
-            journal.append(&[(5, 50)]).unwrap();
+            journal.append(5, 50).unwrap();
             drop(journal);
             assert_eq!(open(&path, &subject()).1.last(), Some(&(5, 50)));
         }
@@ -188,7 +183,7 @@ mod tests {
     fn another_subject_begins_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        open(&path, &subject()).0.append(&[(3, 30)]).unwrap();
+        open(&path, &subject()).0.append(3, 30).unwrap();
         let other = Subject { size: 1001, ..subject() };
         assert!(open(&path, &other).1.is_empty());
     }

@@ -13,7 +13,7 @@ fn content() -> Vec<u8> {
 
 fn options() -> DownloadOptions {
     let stream = StreamOptions { chunk_bytes: 100, chunks_max: 4, ..StreamOptions::default() };
-    DownloadOptions { stream, sync_bytes: 1000, ..DownloadOptions::default() }
+    DownloadOptions { stream, ..DownloadOptions::default() }
 }
 
 /// Run a download beside somebody who reads all of it; returns what it read.
