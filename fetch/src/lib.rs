@@ -67,8 +67,8 @@ pub use registry::{
 };
 pub use retry::RetryOptions;
 pub use source::{
-    BlobOpener, ChosenImage, ImageRef, ImageRefError, ResolvedImage, Source, SourceError,
-    SourceOptions,
+    BlobOpener, ChosenImage, ImageRef, ImageRefError, Nearby, NearbyFound, ResolvedImage, Source,
+    SourceError, SourceOptions,
 };
 pub use stats::EngineStats;
 pub use target::{Locate, LocateError, Target, TargetFailure};

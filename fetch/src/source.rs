@@ -1,8 +1,9 @@
 //! Images by name, wherever they are: a registry or a layout on disk.
 
-use std::fmt;
+mod name;
+mod nearby;
+
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,91 +16,15 @@ use crate::content::Content;
 use crate::hosts::HostsError;
 use crate::layout::{Layout, LayoutError, LayoutWriter};
 use crate::local::ReadPool;
-use crate::reference::{Reference, ReferenceError};
 use crate::registry::{RawManifest, Registry, RegistryError, Repository, Upload};
 use crate::target::Locate;
+pub use name::{ImageRef, ImageRefError};
+pub use nearby::{Nearby, NearbyFound};
 
 /// Configs are small, but history and labels can be long.
 const CONFIG_LEN_MAX: u64 = 8 << 20;
 /// Indexes within indexes.
 const DEPTH_MAX: usize = 4;
-
-/// An image as a user names it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ImageRef {
-    /// `[host/]repository[:tag][@digest]`.
-    Registry(Reference),
-    /// `oci:DIR[:TAG]`.
-    Directory {
-        /// Layout directory.
-        path: PathBuf,
-        /// Which of its images; `None`: the only one.
-        tag: Option<String>,
-    },
-    /// `oci-archive:FILE[:TAG]`.
-    Archive {
-        /// Tar of a layout.
-        path: PathBuf,
-        /// Which of its images; `None`: the only one.
-        tag: Option<String>,
-    },
-}
-
-/// Why a text names no image.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ImageRefError {
-    /// A registry's.
-    #[error(transparent)]
-    Reference(#[from] ReferenceError),
-    /// A layout's.
-    #[error("{text:?} is not {form}")]
-    Layout {
-        /// Input.
-        text: String,
-        /// What it should look like.
-        form: &'static str,
-    },
-}
-
-impl FromStr for ImageRef {
-    type Err = ImageRefError;
-
-    fn from_str(text: &str) -> Result<Self, ImageRefError> {
-        // As skopeo has it: the tag follows the first colon, so no path may hold one.
-        let split = |rest: &str, form: &'static str| {
-            let (path, tag) = match rest.split_once(':') {
-                Some((path, tag)) => (path, Some(tag.to_owned())),
-                None => (rest, None),
-            };
-            if path.is_empty() || tag.as_ref().is_some_and(String::is_empty) {
-                return Err(ImageRefError::Layout { text: text.to_owned(), form });
-            }
-            Ok((PathBuf::from(path), tag))
-        };
-        if let Some(rest) = text.strip_prefix("oci:") {
-            let (path, tag) = split(rest, "oci:DIR[:TAG]")?;
-            return Ok(Self::Directory { path, tag });
-        }
-        if let Some(rest) = text.strip_prefix("oci-archive:") {
-            let (path, tag) = split(rest, "oci-archive:FILE[:TAG]")?;
-            return Ok(Self::Archive { path, tag });
-        }
-        let text = text.strip_prefix("docker://").unwrap_or(text);
-        Ok(Self::Registry(text.parse()?))
-    }
-}
-
-impl fmt::Display for ImageRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (kind, path, tag) = match self {
-            Self::Registry(reference) => return reference.fmt(f),
-            Self::Directory { path, tag } => ("oci", path, tag),
-            Self::Archive { path, tag } => ("oci-archive", path, tag),
-        };
-        write!(f, "{kind}:{}", path.display())?;
-        tag.iter().try_for_each(|tag| write!(f, ":{tag}"))
-    }
-}
 
 /// Why an image can't be had.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -185,6 +110,7 @@ pub struct SourceOptions {
 pub struct Source {
     image: ImageRef,
     place: Place,
+    nearby: Option<Nearby>,
 }
 
 #[derive(Clone)]
@@ -262,7 +188,12 @@ impl Source {
             }
             ImageRef::Archive { path, .. } => Place::Layout(Layout::archive(path, &options.pool)?),
         };
-        Ok(Self { image: image.clone(), place })
+        Ok(Self { image: image.clone(), place, nearby: None })
+    }
+
+    /// The same, whose documents are looked for nearby before a registry is asked.
+    pub fn near(self, nearby: Option<Nearby>) -> Self {
+        Self { nearby, ..self }
     }
 
     /// As it was named.
@@ -274,7 +205,11 @@ impl Source {
     pub async fn named(&self) -> Result<RawManifest, SourceError> {
         match (&self.place, &self.image) {
             (Place::Registry { repository, .. }, ImageRef::Registry(reference)) => {
-                Ok(repository.manifest(&reference.object()).await?)
+                let object = reference.object();
+                match object.parse() {
+                    Ok(digest) => self.manifest(&digest).await,
+                    Err(_) => Ok(repository.manifest(&object).await?),
+                }
             }
             (
                 Place::Layout(layout),
@@ -300,7 +235,10 @@ impl Source {
         let digest = *digest;
         match &self.place {
             Place::Registry { repository, .. } => {
-                Ok(repository.manifest(&digest.to_string()).await?)
+                match nearby::find(self.nearby.as_ref(), &digest).await {
+                    Some(bytes) => Ok(RawManifest::named(bytes, digest)),
+                    None => Ok(repository.manifest(&digest.to_string()).await?),
+                }
             }
             Place::Layout(layout) => {
                 let layout = layout.clone();
@@ -394,7 +332,12 @@ impl Source {
             return Err(corrupt(format!("at most {len_max} bytes"), format!("{size} bytes")));
         }
         let bytes = match &self.place {
-            Place::Registry { repository, .. } => repository.blob_bytes(&digest, size).await?,
+            Place::Registry { repository, .. } => {
+                match nearby::find(self.nearby.as_ref(), &digest).await {
+                    Some(bytes) => bytes,
+                    None => repository.blob_bytes(&digest, size).await?,
+                }
+            }
             Place::Layout(layout) => {
                 let layout = layout.clone();
                 blocking(move || Ok(layout.blob_bytes(&digest, size)?)).await?

@@ -30,6 +30,21 @@ pub struct RawManifest {
     pub digest: Digest,
 }
 
+/// What a document says of itself.
+#[derive(serde::Deserialize)]
+struct Head {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+}
+
+impl RawManifest {
+    /// One that came without a word on its media type.
+    pub(crate) fn named(bytes: Bytes, digest: Digest) -> Self {
+        let head = serde_json::from_slice(&bytes).ok().and_then(|head: Head| head.media_type);
+        Self { bytes, media_type: head.unwrap_or_default(), digest }
+    }
+}
+
 impl Repository {
     /// Get a manifest or an index, by a tag or by a digest. Its bytes match the digest.
     pub async fn manifest(&self, object: &str) -> Result<RawManifest, RegistryError> {
@@ -126,11 +141,6 @@ fn checked(answer: Answer, wanted: Option<Digest>) -> Result<RawManifest, Regist
         expected: expected.to_owned(),
         found: found.to_owned(),
     };
-    #[derive(serde::Deserialize)]
-    struct Head {
-        #[serde(rename = "mediaType")]
-        media_type: Option<String>,
-    }
     let head: Head = serde_json::from_slice(&answer.body)
         .map_err(|error| corrupt("a JSON manifest", &error.to_string()))?;
     let told = answer.header("content-type").unwrap_or_default();

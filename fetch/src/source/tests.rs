@@ -66,6 +66,7 @@ async fn layouts_take_pushes_and_archives_do_not() {
     let archive = Source {
         image: ImageRef::Archive { path: "x.tar".into(), tag: None },
         place: source.place.clone(),
+        nearby: None,
     };
     let refused = archive.push_blob(&Digest::of(b"{}"), &content).await.unwrap_err();
     assert!(refused.to_string().contains("use oci:DIR"), "{refused}");
@@ -83,4 +84,35 @@ async fn sizes_are_held_to() {
     assert_eq!(error.class(), Class::Corrupt, "{error}");
     let error = source.blob_bytes(&found.manifest.config, 1).await.unwrap_err();
     assert!(error.to_string().contains("expected at most 1 bytes"), "{error}");
+}
+
+/// Documents that are near need no registry, and are believed only by their digests.
+#[tokio::test]
+async fn what_is_near_is_not_asked_for() {
+    let mut options = RegistryOptions::default();
+    options.limits.tries_max = 1;
+    let options = source_options(options);
+    let found = resolve("plain", "linux/amd64").await.unwrap();
+    // Nobody listens there.
+    let name = format!("127.0.0.1:1/a/b@{}", found.descriptor.digest);
+    let source = Source::open(&name.parse().unwrap(), &options).unwrap();
+    let known: Arc<[Bytes]> = [&found.manifest_bytes, &found.config_bytes].map(Bytes::clone).into();
+    let all = Arc::clone(&known);
+    let has = move |digest: Digest| {
+        let document = all.iter().find(|bytes| Digest::of(bytes) == digest).cloned();
+        Box::pin(async move { document }) as NearbyFound
+    };
+    let near = source.clone().near(Some(Arc::new(has)));
+    let again = near.resolve(&Platform::default()).await.unwrap();
+    assert_eq!(again.manifest_bytes, found.manifest_bytes);
+    assert_eq!(again.descriptor.media_type, found.descriptor.media_type);
+    let wrong: Nearby = Arc::new(move |_| {
+        let other = known.last().cloned();
+        Box::pin(async move { other })
+    });
+    let never: Nearby = Arc::new(|_| Box::pin(std::future::pending()));
+    for nearby in [None, Some(wrong), Some(never)] {
+        let refused = source.clone().near(nearby).resolve(&Platform::default()).await.unwrap_err();
+        assert_eq!(refused.class(), Class::Retry, "{refused}");
+    }
 }

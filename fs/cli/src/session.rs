@@ -53,8 +53,9 @@ impl Reached {
         let wanted = asked.platform.as_deref().map(platform).transpose()?;
         let platform = wanted.clone().unwrap_or_else(Platform::host);
         let search = Search::default();
+        let source = images.source(&name).map_err(failed)?;
         let (image, discovery) =
-            images.find_indexed(&name, &platform, &search, cache_dir).map_err(failed)?;
+            images.find_indexed(source, &platform, &search, cache_dir).map_err(failed)?;
         check_platform(wanted.as_ref(), &image).map_err(|error| failed(*error))?;
         if let Discovery::None { reason } = &discovery {
             tracing::info!(image = %name, reason, "no SOCI index");

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use spanfs_fetch::{Blob, ReadPool};
+use spanfs_fetch::{Blob, Nearby, ReadPool};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::Descriptor;
 use tokio::runtime::Handle;
@@ -32,6 +33,8 @@ const HOLD: &str = "containerd.io/gc.ref.content.spanfs.";
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Should we be killed, containerd forgets what we had not finished by then.
 const LEASE_TIME: Duration = Duration::from_secs(3600);
+/// containerd itself reads no longer ones.
+const DOCUMENT_LEN_MAX: u64 = 8 << 20;
 /// Bytes sent at once.
 const PIECE_LEN: usize = 1 << 20;
 
@@ -75,6 +78,20 @@ impl Containerd {
                 Arc::new(RemoteBlob { content, digest, size, runtime })
             }
         })
+    }
+
+    pub(super) fn nearby(&self, namespace: &str) -> Option<Nearby> {
+        let content = self.content(namespace).ok()?;
+        Some(Arc::new(move |digest| {
+            let content = content.clone();
+            Box::pin(async move {
+                let found = content.bytes(&digest, DOCUMENT_LEN_MAX).await;
+                found
+                    .map(Bytes::from)
+                    .inspect_err(|error| tracing::debug!(%digest, %error, "not near"))
+                    .ok()
+            })
+        }))
     }
 
     /// containerd's directory of blobs, if we see it: a blob that it has must stand there.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use spanfs_fetch::{Blob, Layout, LayoutError, LayoutWriter, READERS_DEFAULT, ReadPool};
+use spanfs_fetch::{Blob, Layout, LayoutError, LayoutWriter, Nearby, READERS_DEFAULT, ReadPool};
 use spanfs_layer::Digest;
 use spanfs_layer::oci::Descriptor;
 use tokio::runtime::Handle;
@@ -117,6 +117,14 @@ impl ContentStore {
                 let layout = Layout::directory(&path.lock(), &self.pool).ok()?;
                 layout.blob(digest, *size).ok()
             }
+        }
+    }
+
+    /// What finds documents of images: containerd has them before it asks for a layer.
+    pub fn nearby(&self, namespace: &str) -> Option<Nearby> {
+        match &self.place {
+            Place::Containerd(containerd) => containerd.nearby(namespace),
+            Place::Layout(_) => None,
         }
     }
 

@@ -14,7 +14,7 @@ use spanfs_fetch::{Class, ImageRefError, Reference};
 use spanfs_layer::Digest;
 
 use super::note::Note;
-use super::pull::NAMESPACE_DEFAULT;
+use super::request::NAMESPACE_DEFAULT;
 use super::{LayerError, Layers};
 use crate::content_store::{BlobName, Kept};
 use crate::daemon::log::chain;

@@ -1,6 +1,6 @@
 //! What registries say of an image: its layers, and a zTOC for each that has one.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use spanfs_layer::soci::SpanRun;
 use super::memo::{Memo, NoOutcome};
 use super::request::Request;
 use crate::config::PullModes;
+use crate::content_store::ContentStore;
 use crate::daemon::log::chain;
 use crate::metrics::{Metrics, Operation};
 
@@ -71,14 +72,22 @@ struct Key {
 
 /// Images that were looked up lately.
 pub(super) struct Catalog {
-    images: Arc<Images>,
-    /// zTOCs are kept below it.
-    directory: PathBuf,
+    sources: Sources,
     at_most: Duration,
-    /// Whether lists of spans to fetch first are read.
-    reads_prefetch: bool,
-    metrics: Arc<Metrics>,
     looked_up: Memo<Key, Lookup>,
+}
+
+/// Where images are looked up.
+#[derive(Clone)]
+pub(super) struct Sources {
+    pub(super) images: Arc<Images>,
+    /// Has an image's documents, as a rule, before its layers are asked for.
+    pub(super) store: Arc<ContentStore>,
+    /// zTOCs are kept below it.
+    pub(super) directory: PathBuf,
+    /// Whether lists of spans to fetch first are read.
+    pub(super) reads_prefetch: bool,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// A pull goes from layer to layer without pause, but a download may stand between.
@@ -89,19 +98,13 @@ const FAILURE_KEPT: Duration = Duration::from_secs(5);
 const IMAGES_MAX: usize = 256;
 
 impl Catalog {
-    pub(super) fn new(
-        images: Arc<Images>,
-        directory: PathBuf,
-        at_most: Duration,
-        reads_prefetch: bool,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub(super) fn new(sources: Sources, at_most: Duration) -> Self {
         let kept = |lookup: &Lookup| match lookup {
             Ok(known) if known.index.is_ok() => KEPT,
             _ => FAILURE_KEPT,
         };
         let looked_up = Memo::new(IMAGES_MAX, kept);
-        Self { images, directory, at_most, reads_prefetch, metrics, looked_up }
+        Self { sources, at_most, looked_up }
     }
 
     /// Look all images up anew when they are asked for the next time.
@@ -114,18 +117,15 @@ impl Catalog {
     pub(super) fn find(&self, request: &Request, modes: &PullModes, at_index: AtIndex) -> Lookup {
         let repository = format!("{}/{}", request.image.host(), request.image.repository());
         let key = Key { repository, manifest: request.manifest, index: request.index };
-        let (images, directory) = (Arc::clone(&self.images), self.directory.clone());
         let needs_index = modes.parallel.as_ref().is_none_or(|it| it.is_fallback);
         let search = needs_index.then_some(Search {
             digest: request.index,
             annotation: modes.soci_v2,
             referrers: modes.soci_v1,
         });
-        let (request, metrics) = (request.clone(), Arc::clone(&self.metrics));
-        let reads_prefetch = self.reads_prefetch;
+        let (sources, request) = (self.sources.clone(), request.clone());
         let work = move || {
-            let search = search.map(|search| (search, reads_prefetch));
-            let found = look_up(&images, &directory, &request, search, at_index, &metrics);
+            let found = sources.look_up(&request, search, at_index);
             found.map(Arc::new).map_err(|error| chain(&error))
         };
         let ended = Err("looking the image up came to no end".to_owned());
@@ -137,55 +137,74 @@ impl Catalog {
     }
 }
 
-fn look_up(
-    images: &Images,
-    directory: &Path,
-    request: &Request,
-    search: Option<(Search, bool)>,
-    at_index: AtIndex,
-    metrics: &Metrics,
-) -> Result<Known, ImageError> {
-    let name = ImageRef::Registry(request.image.with_digest(request.manifest));
-    let (host, since) = (Platform::host(), Instant::now());
-    let (image, discovery) = match &search {
-        Some((search, _)) => images.find_indexed(&name, &host, search, Some(directory))?,
-        None => {
+impl Sources {
+    fn look_up(
+        &self,
+        request: &Request,
+        search: Option<Search>,
+        at_index: AtIndex,
+    ) -> Result<Known, ImageError> {
+        let name = ImageRef::Registry(request.image.with_digest(request.manifest));
+        let nearby = self.store.nearby(request.namespace());
+        let source = self.images.source(&name)?.near(nearby);
+        let (host, since) = (Platform::host(), Instant::now());
+        let Some(search) = search else {
+            let image = self.images.find_at(source, &host)?;
             let reason = "whole layers are pulled".to_owned();
-            (images.find(&name, &host)?, Discovery::None { reason })
-        }
-    };
-    let wanted: Vec<(Descriptor, Digest)> =
-        image.layers().map(|(descriptor, diff_id)| (descriptor.clone(), diff_id)).collect();
-    let is_off = |(search, _): &(Search, bool)| !search.annotation && !search.referrers;
-    let (index, ztocs, prefetch) = match &discovery {
-        Discovery::None { .. } if search.as_ref().is_some_and(is_off) => {
-            (Err("all lazy pull modes are disabled".to_owned()), Vec::new(), Vec::new())
-        }
-        Discovery::None { reason } => (Err(reason.clone()), Vec::new(), Vec::new()),
-        Discovery::Found { digest, by, .. } => {
-            tell(digest, by);
-            let (index, found) = (digest.to_string(), Instant::now());
-            metrics.took(Operation::IndexFetch, &index, found - since);
-            let reads_prefetch = search.is_some_and(|(_, reads)| reads);
-            // On their way while the zTOCs are waited for.
-            let lists = reads_prefetch.then(|| images.prefetch_lists(&image, &discovery, &wanted));
-            let mut soon = known(&image, &wanted, Ok(*digest), Vec::new(), Vec::new());
-            for layer in &mut soon.layers {
-                layer.has_ztoc = images.has_ztoc(&discovery, &layer.descriptor.digest, directory);
+            return Ok(known(&image, &wanted(&image), Err(reason), Vec::new(), Vec::new()));
+        };
+        let directory = Some(self.directory.as_path());
+        let (image, discovery) = self.images.find_indexed(source, &host, &search, directory)?;
+        let reason = match &discovery {
+            Discovery::Found { digest, by, .. } => {
+                tell(digest, by);
+                let took = since.elapsed();
+                self.metrics.took(Operation::IndexFetch, &digest.to_string(), took);
+                return Ok(self.with_ztocs(&image, &discovery, *digest, at_index));
             }
-            at_index(&soon);
-            let ztocs = images.ztocs(&image, &discovery, &wanted, directory);
-            metrics.took(Operation::ZtocFetch, &index, found.elapsed());
-            match ztocs {
-                Ok(ztocs) => (Ok(*digest), ztocs, lists.map_or_else(Vec::new, |it| it.runs())),
-                Err(error) => {
-                    let reason = format!("the zTOCs can't be had: {}", chain(&error));
-                    (Err(reason), Vec::new(), Vec::new())
-                }
+            Discovery::None { .. } if !search.annotation && !search.referrers => {
+                "all lazy pull modes are disabled".to_owned()
+            }
+            Discovery::None { reason } => reason.clone(),
+        };
+        Ok(known(&image, &wanted(&image), Err(reason), Vec::new(), Vec::new()))
+    }
+
+    /// An image with an index, once its zTOCs are here.
+    fn with_ztocs(
+        &self,
+        image: &Image,
+        discovery: &Discovery,
+        index: Digest,
+        at_index: AtIndex,
+    ) -> Known {
+        let (images, directory, since) = (&self.images, &self.directory, Instant::now());
+        let wanted = wanted(image);
+        // On their way while the zTOCs are waited for.
+        let lists = self.reads_prefetch.then(|| images.prefetch_lists(image, discovery, &wanted));
+        let mut soon = known(image, &wanted, Ok(index), Vec::new(), Vec::new());
+        for layer in &mut soon.layers {
+            layer.has_ztoc = images.has_ztoc(discovery, &layer.descriptor.digest, directory);
+        }
+        at_index(&soon);
+        let ztocs = images.ztocs(image, discovery, &wanted, directory);
+        self.metrics.took(Operation::ZtocFetch, &index.to_string(), since.elapsed());
+        match ztocs {
+            Ok(ztocs) => {
+                let prefetch = lists.map_or_else(Vec::new, |it| it.runs());
+                known(image, &wanted, Ok(index), ztocs, prefetch)
+            }
+            Err(error) => {
+                let reason = format!("the zTOCs can't be had: {}", chain(&error));
+                known(image, &wanted, Err(reason), Vec::new(), Vec::new())
             }
         }
-    };
-    Ok(known(&image, &wanted, index, ztocs, prefetch))
+    }
+}
+
+/// The layers of an image with the digests of their tars.
+fn wanted(image: &Image) -> Vec<(Descriptor, Digest)> {
+    image.layers().map(|(descriptor, diff_id)| (descriptor.clone(), diff_id)).collect()
 }
 
 /// What is known of an image; the lists are by layer, and may be shorter.

@@ -53,7 +53,7 @@ use crate::config::{FrontChoice, PullModes, Settings};
 use crate::content_store::ContentStore;
 use crate::metrics::{Metrics, NodeSample};
 use access::Environment;
-use catalog::Catalog;
+use catalog::{Catalog, Sources};
 use decisions::Decisions;
 pub use decisions::{Decided, Outcome};
 pub use error::LayerError;
@@ -159,11 +159,18 @@ impl Layers {
         };
         let store = ContentStore::open(settings, root, images.runtime().handle());
         let store = Arc::new(store.map_err(LayerError::disk(root))?);
-        let puller = Arc::new(Puller::new(settings, store)?);
+        let puller = Arc::new(Puller::new(settings, Arc::clone(&store))?);
         if let Some(parallel) = &settings.pull_modes.parallel {
             tracing::info!(limits = ?parallel, "Parallel image pull enabled");
         }
         let metrics = Arc::new(Metrics::default());
+        let sources = Sources {
+            images: Arc::clone(&images),
+            store,
+            directory: directory.clone(),
+            reads_prefetch: settings.prefetch,
+            metrics: Arc::clone(&metrics),
+        };
         Ok(Some(Self {
             mounter,
             inheritance,
@@ -178,13 +185,7 @@ impl Layers {
             allows_losses: settings.allow_invalid_mounts,
             live: RwLock::new(Live::of(settings)),
             hosts,
-            catalog: Catalog::new(
-                Arc::clone(&images),
-                directory.clone(),
-                settings.mount_timeout,
-                settings.prefetch,
-                Arc::clone(&metrics),
-            ),
+            catalog: Catalog::new(sources, settings.mount_timeout),
             wholes: Arc::new(Wholes::new()),
             registry: Registry::default(),
             metrics,

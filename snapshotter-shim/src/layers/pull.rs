@@ -108,13 +108,10 @@ pub(super) fn blob_name(descriptor: &Descriptor, diff_id: Digest, request: &Requ
         manifest: request.manifest,
         host: request.image.host().to_owned(),
         repository: request.image.repository().to_owned(),
-        namespace: request.namespace.clone().unwrap_or_else(|| NAMESPACE_DEFAULT.to_owned()),
+        namespace: request.namespace().to_owned(),
         is_held: false,
     }
 }
-
-/// containerd's own default.
-pub(super) const NAMESPACE_DEFAULT: &str = "default";
 
 /// A layer to be pulled.
 pub(super) struct Task {

@@ -80,6 +80,16 @@ impl Request {
     }
 }
 
+impl Request {
+    /// The namespace; containerd's own default if nobody named one.
+    pub fn namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(NAMESPACE_DEFAULT)
+    }
+}
+
+/// containerd's own default.
+pub(super) const NAMESPACE_DEFAULT: &str = "default";
+
 /// The manifest of the image that a snapshot's layer was pulled for.
 pub fn manifest(labels: &Labels) -> Option<Digest> {
     labels.get(MANIFEST)?.parse().ok()

@@ -105,7 +105,11 @@ impl Images {
 
     /// Find an image and read its documents; of an index the image for `platform`.
     pub fn find(&self, name: &ImageRef, platform: &Platform) -> Result<Image, ImageError> {
-        let source = self.source(name)?;
+        self.find_at(self.source(name)?, platform)
+    }
+
+    /// The same of a place.
+    pub fn find_at(&self, source: Source, platform: &Platform) -> Result<Image, ImageError> {
         let documents = self.runtime.block_on(source.resolve(platform))?;
         Ok(Image { source, documents, early: Early::default() })
     }
@@ -128,18 +132,17 @@ impl Images {
         Ok(platforms)
     }
 
-    /// Find an image and its SOCI index as `search` says, in as few round trips as it takes.
+    /// Find the image of a place and its SOCI index as `search` says, in as few round trips as it takes.
     ///
     /// With `directory`, zTOCs that are not kept below it are asked for as soon as the index names
     /// them, for [`Self::open_layers`] to find under way.
     pub fn find_indexed(
         &self,
-        name: &ImageRef,
+        source: Source,
         platform: &Platform,
         search: &Search,
         directory: Option<&Path>,
     ) -> Result<(Image, Discovery), ImageError> {
-        let source = self.source(name)?;
         let shelf = directory.map(Shelf::open).transpose()?;
         let early = Early::default();
         let (documents, discovery) = self.runtime.block_on(async {
@@ -159,7 +162,7 @@ impl Images {
             };
             // The first takes the connection that is there: more hangs on the index.
             let (discovery, config) = tokio::join!(index, source.config(&chosen.manifest));
-            let documents = chosen.with_config(config?, name)?;
+            let documents = chosen.with_config(config?, source.image())?;
             Ok::<_, ImageError>((documents, discovery))
         })?;
         Ok((Image { source, documents, early }, discovery))
