@@ -1,10 +1,11 @@
-//! A layer whose bytes came all at once: made complete, verified and sealed without another look.
+//! A layer whose bytes came all at once: complete and verified without another look.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
 
+use spanfs_fetch::buffer::Durable;
 use spanfs_layer::SpanTable;
 
 use super::open::{
@@ -31,12 +32,14 @@ pub(crate) struct Filled {
     pub(crate) part: File,
     pub(crate) uncompressed_len: u64,
     pub(crate) sums: Vec<SpanSum>,
+    pub(crate) durable: Durable,
 }
 
 /// Make the part file the layer file of a complete layer.
 ///
-/// Nothing that a kill leaves is believed: the layer file takes its name once it is on the disk, the
-/// journal comes after it, and the seal last. After an error none of the layer's files is left.
+/// It need not be durable: whoever waits for it would wait for the disk as long as for the network. What
+/// a power cut takes of it is told by the spans' sums, as of a layer that came span by span;
+/// [`Layer::make_durable`] ends that. After an error none of the layer's files is left.
 pub(crate) fn open_filled(
     works: &Arc<Works>,
     spec: LayerSpec,
@@ -54,13 +57,15 @@ pub(crate) fn open_filled(
             reason: "a checkpoint's window lies outside of it".into(),
         })?;
     let recovered = Recovered { claims, sealed: true, ztoc_kept: true, index_made: false };
-    let Filled { claim, fill, role, .. } = filled;
+    let Filled { claim, fill, role, durable, .. } = filled;
     let (fill, journal) = (Some(fill), Some(journal));
     let files = Files { claim, role, fill, file, journal, recovered };
     keep_spans(&files.claim, &spec, &table, &windows);
     let layer = assemble(works, spec.known(), table, files, windows);
-    let sealed = layer.seal().inspect_err(|_| discard(&layer.claim));
-    sealed.map_err(storage("making the layer durable in"))?;
+    if durable == Durable::Yes {
+        let sealed = layer.seal().inspect_err(|_| discard(&layer.claim));
+        sealed.map_err(storage("making the layer durable in"))?;
+    }
     Ok(layer)
 }
 
@@ -73,7 +78,6 @@ struct Committed {
     ztoc: File,
 }
 
-/// Everything but the seal.
 fn commit(filled: &Filled, spec: &LayerSpec, table: &SpanTable) -> io::Result<Committed> {
     let (claim, count) = (&filled.claim, table.spans().len());
     let (spans, behind) = filled.sums.split_at_checked(count).unwrap_or_default();
@@ -83,7 +87,6 @@ fn commit(filled: &Filled, spec: &LayerSpec, table: &SpanTable) -> io::Result<Co
     let len = file_len(table.uncompressed_len());
     filled.part.set_len(table.uncompressed_len())?;
     filled.part.set_len(len)?;
-    filled.part.sync_all()?;
     let ztoc = replace(&claim.file(ZTOC), &spec.ztoc)?;
     for name in [JOURNAL, INDEX, CONDEMNED] {
         remove_if_there(&claim.file(name))?;

@@ -111,6 +111,13 @@ impl Layer {
         }
     }
 
+    /// Wait while the whole is being checked, as long as `goes_on`.
+    pub(crate) fn wait_for_check(&self, goes_on: impl Fn() -> bool) {
+        while self.verifying.load(Ordering::Acquire) && goes_on() {
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     fn is_closing(&self) -> bool {
         // Only the verifier's own hold on the layer is left.
         self.me.strong_count() <= 1
@@ -131,7 +138,17 @@ impl Layer {
         if self.lives.in_file() == self.lives.count() {
             self.complete.store(true, Ordering::Release);
         }
-        if let Err(error) = self.seal() {
+        self.make_durable();
+    }
+
+    /// Bring the files of a complete layer to the disk and say so there, unless that was done: then the
+    /// next start believes them without a look. Takes as long as the disk likes.
+    pub fn make_durable(&self) {
+        let is_open = self.writer.lock().fill.is_some();
+        if is_open
+            && self.complete.load(Ordering::Acquire)
+            && let Err(error) = self.seal()
+        {
             self.note_disk_error(format!("making the layer file durable: {error}"));
         }
     }

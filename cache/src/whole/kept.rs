@@ -49,9 +49,10 @@ struct Never {
     stamp: [u8; crate::layer_file::STAMP_LEN],
 }
 
-/// Write down what a pass found; durable when this returns.
+/// Write down what a pass found.
 ///
-/// For a layer that stays a file, its layer file must be in its place and durable.
+/// For a layer that stays a file, its layer file must be in its place and durable, and so is the note
+/// when this returns: nothing else tells whether that file is whole.
 pub(super) fn note(claim: &Claim, diff_id: Digest, found: &Found) -> io::Result<()> {
     let (ztoc, never) = match found {
         Found::Lazy { ztoc } => (Some(*ztoc), None),
@@ -62,8 +63,11 @@ pub(super) fn note(claim: &Claim, diff_id: Digest, found: &Found) -> io::Result<
         }
     };
     let text = serde_json::to_vec_pretty(&Note { diff_id, ztoc, never })?;
-    replace(&claim.file(WHOLE), &text)?.sync_all()?;
-    File::open(claim.path())?.sync_all()
+    let note = replace(&claim.file(WHOLE), &text)?;
+    match found {
+        Found::Lazy { .. } => Ok(()),
+        Found::Never { .. } => note.sync_all().and_then(|()| File::open(claim.path())?.sync_all()),
+    }
 }
 
 /// Outcome of a search, which keeps the claim only for what it found.
@@ -126,6 +130,8 @@ fn lazy(
     };
     match cache.layer(layer_spec) {
         Ok(layer) => {
+            // Whoever left it may have ended before the disk had it.
+            layer.wait_for_check(|| spec.check_stop().is_ok());
             let toc = WholeToc::Lazy { layer, ztoc };
             Some(Whole { toc, diff_id, origin: Origin::Disk })
         }

@@ -67,6 +67,9 @@ pub struct WholeSpec<'a> {
     pub keep: Option<&'a (dyn Fn(&Path) + Sync)>,
     /// Whether the layer is to have a zTOC. Without, it is a local file and no more.
     pub ztoc: bool,
+    /// Whether the disk has the layer for good when it is given out. Else [`Layer::make_durable`] sees to
+    /// that; until then another process that wants the layer works on a copy.
+    pub durable: Durable,
     /// Decompresses in our place; then the layer has no zTOC.
     pub program: Option<&'a Program>,
 }
@@ -335,7 +338,8 @@ impl Pass<'_> {
             ztoc: Arc::clone(&encoded),
         };
         let sums = built.span_sums;
-        let filled = Filled { claim, fill, role, part, uncompressed_len, sums };
+        let filled =
+            Filled { claim, fill, role, part, uncompressed_len, sums, durable: spec.durable };
         let layer = open_filled(cache.works(), layer_spec, filled)?;
         cache.share(&layer);
         let toc = WholeToc::Lazy { layer, ztoc: encoded };

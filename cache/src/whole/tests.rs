@@ -33,6 +33,7 @@ fn spec(blob: Arc<dyn Blob>, diff_id: Option<Digest>) -> WholeSpec<'static> {
         unpacks: &[],
         keep: None,
         ztoc: true,
+        durable: Durable::Yes,
         program: None,
     }
 }
@@ -192,6 +193,45 @@ fn promises_in_sha512_are_checked_too() {
     let whole = cache.whole(spec(named(right), Some(right))).unwrap();
     assert_eq!(whole.diff_id, right);
     assert_content(&whole, &tar);
+}
+
+/// Given out before the disk has it, a layer is all there; a power cut may take any of it, and what it
+/// takes comes again.
+#[test]
+fn a_power_cut_before_the_seal_costs_what_it_takes() {
+    let tar = tar_of(6, 300_000);
+    let promised = Some(Digest::of(&tar));
+    for (is_sealed, is_damaged) in [(false, true), (false, false), (true, false)] {
+        let root = tempfile::tempdir().unwrap();
+        let blob = TestBlob::new(tar.clone());
+        let path = {
+            let spec = WholeSpec { durable: Durable::No, ..spec(blob.clone(), promised) };
+            let whole = cache(root.path()).whole(spec).unwrap();
+            assert_content(&whole, &tar);
+            let WholeToc::Lazy { layer, .. } = &whole.toc else { panic!("it has a zTOC") };
+            if is_sealed {
+                layer.make_durable();
+            }
+            layer.layer_path()
+        };
+        let wants = blob.wants();
+        if is_damaged {
+            // What had not come to the disk reads as zeros.
+            let file = File::options().write(true).open(&path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0; 20_000], 100_000).unwrap();
+        }
+        let cache = cache(root.path());
+        let whole = cache.whole(spec(blob.clone(), promised)).unwrap();
+        assert_eq!(whole.origin, Origin::Disk);
+        let WholeToc::Lazy { layer, .. } = &whole.toc else { panic!("it has a zTOC") };
+        assert!(read(layer, 0, tar.len()).unwrap() == tar);
+        if is_damaged {
+            wait_until("verification", || layer.complete_file().is_some());
+        }
+        assert_content(&whole, &tar);
+        let again = blob.wants() - wants;
+        assert!(if is_damaged { (1..5).contains(&again) } else { again == 0 }, "{again}");
+    }
 }
 
 #[test]

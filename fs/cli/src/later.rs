@@ -29,21 +29,22 @@ impl Later {
     }
 }
 
-/// Disks are left alone for so long after the first work came: bringing a file to the disk keeps
-/// others from making files there, and somebody waits for those.
+/// Disks are left alone for so long after the first work of a burst came: bringing a file to the disk
+/// keeps others from making files there, and somebody waits for those.
 const DELAY: Duration = Duration::from_secs(1);
 
 /// `None` where there are no more threads.
 fn start() -> Option<(Sender<Work>, JoinHandle<()>)> {
     let (sender, works) = channel::<Work>();
     let run = move || {
-        let Ok(first) = works.recv() else { return };
-        let (mut waiting, begin_at) = (vec![first], Instant::now() + DELAY);
-        // Ends early with the sender.
-        while let Ok(work) = works.recv_timeout(begin_at - Instant::now().min(begin_at)) {
-            waiting.push(work);
+        while let Ok(first) = works.recv() {
+            let (mut waiting, begin_at) = (vec![first], Instant::now() + DELAY);
+            // Ends early with the sender.
+            while let Ok(work) = works.recv_timeout(begin_at - Instant::now().min(begin_at)) {
+                waiting.push(work);
+            }
+            waiting.into_iter().chain(works.try_iter()).for_each(|work| work());
         }
-        waiting.into_iter().chain(works).for_each(|work| work());
     };
     let thread = std::thread::Builder::new().name("later".into()).spawn(run);
     Some((sender, thread.ok()?))

@@ -254,7 +254,9 @@ impl Session {
         if !asked.bare_layer {
             self.expect_start(&asked.command);
         }
-        self.layers.forget_tocs(&self.reached.images);
+        let images = &self.reached.images;
+        self.layers.layers.iter().for_each(|layer| layer.keep(images));
+        self.layers.forget_tocs(images);
         Ok(())
     }
 

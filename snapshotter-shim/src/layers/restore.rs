@@ -143,7 +143,7 @@ impl Layers {
         let source = opener.images.source(&name)?;
         let show = |ztoc: Option<Ztoc>| {
             let open = opener.open(&source, &note.descriptor(), note.diff_id, ztoc)?;
-            open.keep_ztoc(&opener.images);
+            open.keep(&opener.images);
             self.mount(open, Arc::clone(&note), place)
         };
         let Some(digest) = note.ztoc else { return show(None) };

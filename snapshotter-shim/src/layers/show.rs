@@ -184,7 +184,7 @@ impl Layers {
         // From here on no sweep takes the zTOC; one before may have.
         self.registry.note(place.id, Arc::clone(&note));
         let spans = open.spans.clone();
-        open.keep_ztoc(&self.opener.images);
+        open.keep(&self.opener.images);
         self.mount(open, Arc::clone(&note), place).inspect_err(|_| self.hide(place.id))?;
         layer.forget_bytes();
         if let Some(spans) = spans {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tonic::Code;
 
 use crate::node::{Node, end_holder};
+use crate::parallel::PARALLEL;
 use crate::pull::mounts_below;
 use crate::scene::{Scene, check_tree, count, start, start_with};
 
@@ -82,6 +83,36 @@ async fn a_power_cut_right_after_the_pull_costs_ztocs_and_indexes() {
     node.signal("INT");
     let (_, log) = node.wait();
     assert!(!log.contains("comes whole"), "{log}");
+}
+
+/// Whole layers are given out before the disk has them. A power cut leaves holes: no zero of them is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_right_after_a_whole_pull_costs_what_it_takes() {
+    let Some(scene) = Scene::new("plain", PARALLEL).await else { return };
+    let Scene { root, registry: _registry, image, node, mut containerd } = scene;
+    let top = containerd.pull(&image).await;
+    node.signal("KILL");
+    drop(node.wait());
+    for (at, _) in mounts_below(root.path()).iter().rev() {
+        assert!(std::process::Command::new("umount").arg("-l").arg(at).status().unwrap().success());
+    }
+    let cache = root.path().join("state/spanfs/cache");
+    remove(&cache.join("ztocs"), &|_| true);
+    let layers = files(&cache.join("layers"), &|name| name == "layer");
+    assert_eq!(layers.len(), 3, "{layers:?}");
+    for path in &layers {
+        let mut bytes = fs::read(path).unwrap();
+        let len = bytes.len();
+        bytes[len / 3..].fill(0);
+        fs::write(path, bytes).unwrap();
+    }
+    let (node, mut containerd) = start_with(root.path(), "default", PARALLEL).await;
+    let rootfs = containerd.rootfs(&top, &root.path().join("rootfs")).await;
+    check_tree(&rootfs.0, "plain");
+    drop(rootfs);
+    node.signal("INT");
+    let (_, log) = node.wait();
+    assert!(!log.contains("failed to restore"), "{log}");
 }
 
 /// A layer that can't come back stops the start, unless the settings allow it; the others come back first.

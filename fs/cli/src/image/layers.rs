@@ -8,7 +8,7 @@ use spanfs_cache::build::BuildOptions;
 use spanfs_cache::{
     Buffer, Cache, Content, KnownLayer, Layer, LayerSpec, Origin, Program, WholeSpec, WholeToc,
 };
-use spanfs_fetch::buffer::{Place, StreamOptions};
+use spanfs_fetch::buffer::{Durable, Place, StreamOptions};
 use spanfs_fetch::{Blob, Source};
 use spanfs_layer::oci::Descriptor;
 use spanfs_layer::soci::{Prefetch, SpanRun};
@@ -204,13 +204,14 @@ impl Images {
             unpacks,
             keep,
             ztoc,
+            durable: Durable::No,
             program,
         })?;
         Ok(match whole.toc {
             WholeToc::Lazy { layer, ztoc } => {
                 let digest = *layer.ztoc_digest();
                 // Outlives the layer's eviction from the cache.
-                shelf.keep(&digest, &ztoc);
+                shelf.put(&digest, &ztoc);
                 shelf.note(&descriptor.digest, &digest);
                 let how = match whole.origin {
                     Origin::Blob => How::Whole,
@@ -315,11 +316,17 @@ impl OpenLayer {
         }
     }
 
-    /// Have its zTOC on the disk for good by and by; `images` sees to that.
-    pub fn keep_ztoc(&self, images: &Images) {
+    /// Have it on the disk for good by and by, with its zTOC, as far as it is here; `images` sees to that.
+    pub fn keep(&self, images: &Images) {
         if let LayerToc::Ztoc(toc) = &self.toc {
-            let toc = Arc::clone(toc);
-            images.later.add(move || toc.keep());
+            let (toc, spans) = (Arc::clone(toc), self.spans.as_ref().map(Arc::downgrade));
+            images.later.add(move || {
+                toc.keep();
+                // Whoever has removed it meanwhile needs it no more.
+                if let Some(layer) = spans.and_then(|spans| spans.upgrade()) {
+                    layer.make_durable();
+                }
+            });
         }
     }
 

@@ -78,12 +78,8 @@ impl Shelf {
     /// Keep a zTOC that is to leave the memory at once; true if it can be read here. Not brought to the
     /// disk for good: a power cut may damage it, which its next reader notices.
     pub(crate) fn put(&self, digest: &Digest, bytes: &[u8]) -> bool {
-        let put = || -> io::Result<()> {
-            let mut fresh = tempfile::NamedTempFile::new_in(&self.ztocs)?;
-            fresh.write_all(bytes)?;
-            fresh.persist(self.path(digest)).map(drop).map_err(|error| error.error)
-        };
-        put().inspect_err(|error| tracing::warn!(%digest, %error, "the zTOC is not kept")).is_ok()
+        let put = put(&self.path(digest), bytes);
+        put.inspect_err(|error| tracing::warn!(%digest, %error, "the zTOC is not kept")).is_ok()
     }
 
     /// Bring what was put here to the disk for good.
@@ -96,9 +92,9 @@ impl Shelf {
         }
     }
 
-    /// Remember which zTOC belongs to a layer.
+    /// Remember which zTOC belongs to a layer, but for a power cut.
     pub(crate) fn note(&self, layer: &Digest, ztoc: &Digest) {
-        if let Err(error) = replace(&self.of_layer(layer), ztoc.to_string().as_bytes()) {
+        if let Err(error) = put(&self.of_layer(layer), ztoc.to_string().as_bytes()) {
             tracing::warn!(%layer, %error, "the layer's zTOC is not remembered");
         }
     }
@@ -166,11 +162,21 @@ pub(crate) fn touch(path: &Path) {
 /// Write a file so that whoever opens it sees all of it, or what was there before, also after a
 /// power cut.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = written(path, bytes)?;
+    fresh.as_file().sync_data()?;
+    fresh.persist(path).map(drop).map_err(|error| error.error)
+}
+
+/// The same, but for the power cut.
+fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    written(path, bytes)?.persist(path).map(drop).map_err(|error| error.error)
+}
+
+fn written(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let mut fresh = tempfile::NamedTempFile::new_in(parent)?;
     fresh.write_all(bytes)?;
-    fresh.as_file().sync_data()?;
-    fresh.persist(path).map(drop).map_err(|error| error.error)
+    Ok(fresh)
 }
 
 #[cfg(test)]
