@@ -123,7 +123,7 @@ impl Plan {
             // Another target has been found since; the old one's failures say nothing about it.
             return;
         }
-        if matches!(blob.source, Source::Locating { .. }) && failure.class() != Class::Retry {
+        if matches!(blob.source, Source::Locating { .. }) {
             // Sent together with the one for which another target is being looked for: nothing new.
             return;
         }
