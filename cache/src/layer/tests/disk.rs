@@ -1,5 +1,8 @@
 //! A disk that is full, or loses what it took.
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use super::*;
 use crate::testing::Tmpfs;
 
@@ -22,6 +25,73 @@ fn a_full_disk_hands_over_to_memory() {
     // What was recorded survives; nothing else is believed.
     let layer = test.open(&place);
     assert!(read(&layer, 0, 100 * SPAN).unwrap() == test.content());
+}
+
+/// A file system of which so many bytes may be used, gone with this value: of all that this can be had
+/// with, btrfs alone counts what root writes, too.
+struct Limited(tempfile::TempDir);
+
+impl Limited {
+    /// `None`, with a word, where there are no tools for it.
+    fn new(bytes: u64) -> Option<Self> {
+        if Command::new("mkfs.btrfs").arg("--version").output().is_err() {
+            assert!(std::env::var_os("SPANFS_TEST_STRICT").is_none(), "btrfs-progs is missing");
+            eprintln!("skipped: btrfs-progs is not installed");
+            return None;
+        }
+        let this = Self(tempfile::tempdir().unwrap());
+        let (disk, at) = (this.0.path().join("disk"), this.path());
+        std::fs::create_dir(&at).unwrap();
+        std::fs::File::create(&disk).unwrap().set_len(256 << 20).unwrap();
+        run(Command::new("mkfs.btrfs").arg("-q").arg(&disk));
+        run(Command::new("mount").args(["-o", "loop"]).args([&disk, &at]));
+        run(Command::new("btrfs").args(["quota", "enable"]).arg(&at));
+        this.limit(&bytes.to_string());
+        Some(this)
+    }
+
+    fn limit(&self, bytes: &str) {
+        run(Command::new("btrfs").args(["qgroup", "limit", bytes]).arg(self.path()));
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("at")
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.path()).output());
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+/// As a full disk: what the quota does not allow is read from memory, and what it allows is kept.
+#[test]
+fn a_quota_hands_over_to_memory() {
+    const LONG: usize = 64 << 10;
+    let Some(disk) = Limited::new(6 << 20) else { return };
+    let place = Place::with_memory(&disk.path(), 32 << 20);
+    let test = TestLayer::new(73, 200 * LONG, LONG, 0);
+    let layer = test.open(&place);
+    assert!(read(&layer, 0, 200 * LONG).unwrap() == test.content());
+    let status = layer.status();
+    assert!(status.spans_present > 5 && status.spans_present < 150, "{}", status.spans_present);
+    assert!(status.disk_error.unwrap().contains("quota exceeded"));
+    assert!(layer.complete_file().is_none());
+    assert_eq!(test.blob.wants(), 200);
+    drop(layer);
+    wait_until("the release", || place.works.memory.used_bytes() == 0);
+    disk.limit("none");
+    let layer = test.open(&place);
+    assert!(read(&layer, 0, 200 * LONG).unwrap() == test.content());
+    wait_complete(&layer);
+    let again = test.blob.wants() - 200;
+    assert!(again < 195, "{again} spans came again: none was kept");
 }
 
 #[test]
