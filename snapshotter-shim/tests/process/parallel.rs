@@ -232,6 +232,33 @@ async fn a_layer_of_two_images_is_fetched_once_also_when_one_is_given_up() {
     assert!(again <= 4 * MIB, "{again} bytes were fetched twice");
 }
 
+/// Also where both are pulled at once and have an index, which whole layers have no use for.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_two_indexed_images_are_fetched_once() {
+    if !can_mount() {
+        return;
+    }
+    let (root, registry) = (Root::new(), Registry::builder().start().unwrap());
+    let images = ["v2", "v2-one-layer"].map(|name| pull::image(&registry, name));
+    let (_node, mut containerd) = start_with(root.path(), "default", PARALLEL).await;
+    registry.set_link(Link { bytes_per_second: Some(400 << 10), ..Link::UNLIMITED });
+    let pulls = images.each_ref().map(|image| {
+        let mut client = Containerd::new(containerd.client.clone(), "default");
+        let labels = Containerd::labels(image, &image.layers[0]);
+        tokio::spawn(async move { client.extract("", labels).await })
+    });
+    for pull in pulls {
+        pull.await.unwrap().unwrap().expect("containerd need not unpack it");
+    }
+    for image in &images {
+        containerd.pull(image).await;
+        for layer in &image.layers {
+            assert_eq!(registry.stats().refetched_bytes(&layer.blob), 0, "{}", layer.blob);
+        }
+    }
+    containerd.collect_garbage().await;
+}
+
 /// What programs are called on this machine; `tests/run` installs them.
 fn gzip_by(program: &str, args: &str) -> String {
     let table = "[pull_modes.parallel_pull_unpack.decompress_streams.gzip]";
