@@ -116,53 +116,21 @@ impl Layers {
         private_directory(&base).map_err(LayerError::disk(&base))?;
         std::fs::create_dir_all(&mounts).map_err(LayerError::disk(&mounts))?;
         access::write_hosts(&hosts, &settings.mirrors).map_err(LayerError::disk(&hosts))?;
-        let mut options = MounterOptions::new(&mounts);
-        // nerdctl's suite and SOCI's count the one-file mounts.
-        options.parts = Parts::Visible;
-        options.server = ServerOptions { mounts_max: MOUNTS_MAX, ..ServerOptions::default() };
-        options.holding = holding;
-        options.transport = settings.transport;
-        if settings.enable_uring
-            && let Err(error) = probe::enable_uring()
-        {
-            tracing::warn!(%error, "FUSE over io_uring can't be switched on");
-        }
-        let mounter = Mounter::new(options)?;
+        let mounter = mounter(&mounts, settings, holding)?;
         let inheritance = restore::inherit(&mounter, snapshots)?;
         let Some(front) = choose_front(&mounts, settings) else {
             inheritance.discard();
             return Ok(None);
         };
-        let unpacks = match settings.front {
-            FrontChoice::Files => true,
-            FrontChoice::Auto => front.front != Front::Erofs,
-            FrontChoice::Erofs | FrontChoice::Inode => false,
-        };
+        let unpacks = unpacks(&front, settings);
         let of_whole = if unpacks { "files".to_owned() } else { front.front.to_string() };
         tracing::info!(front = %front.front, of_whole, reason = front.reason, "layers are shown");
         let images = Images::start(access::images_options(settings, environment, &hosts))?;
         let images = Arc::new(images);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut options = CacheOptions::new(directory.clone(), cores);
-        options.background_bytes_per_second_max = settings.background_bytes_per_second_max;
-        let cache = Arc::new(Cache::open(options)?);
-        // The peer's words, here and below.
-        let background = match settings.background_fetch {
-            Some(_) => {
-                tracing::info!("constructing background fetcher");
-                Background::On
-            }
-            None => {
-                tracing::info!("background fetch is disabled");
-                Background::Off
-            }
-        };
+        let cache = Arc::new(open_cache(&directory, settings)?);
         let store = ContentStore::open(settings, root, images.runtime().handle());
         let store = Arc::new(store.map_err(LayerError::disk(root))?);
         let puller = Arc::new(Puller::new(settings, Arc::clone(&store))?);
-        if let Some(parallel) = &settings.pull_modes.parallel {
-            tracing::info!(limits = ?parallel, "Parallel image pull enabled");
-        }
         let metrics = Arc::new(Metrics::default());
         let sources = Sources {
             images: Arc::clone(&images),
@@ -175,12 +143,13 @@ impl Layers {
             mounter,
             inheritance,
             front,
-            opaque_xattr: match environment.userxattr {
-                true => OpaqueXattr::User,
-                false => OpaqueXattr::Trusted,
+            opaque_xattr: if environment.userxattr {
+                OpaqueXattr::User
+            } else {
+                OpaqueXattr::Trusted
             },
             unpacks,
-            background,
+            background: background(settings),
             completes_blobs: settings.complete_blobs,
             allows_losses: settings.allow_invalid_mounts,
             live: RwLock::new(Live::of(settings)),
@@ -255,6 +224,56 @@ impl Layers {
                 self.registry.leave();
             }
             AtEnd::Go => self.registry.retain(|_| false),
+        }
+    }
+}
+
+/// What makes mounts below `mounts`, as the settings want it.
+fn mounter(
+    mounts: &Path,
+    settings: &Settings,
+    holding: Option<Holding>,
+) -> Result<Mounter, LayerError> {
+    let mut options = MounterOptions::new(mounts);
+    // nerdctl's suite and SOCI's count the one-file mounts.
+    options.parts = Parts::Visible;
+    options.server = ServerOptions { mounts_max: MOUNTS_MAX, ..ServerOptions::default() };
+    options.holding = holding;
+    options.transport = settings.transport;
+    if settings.enable_uring
+        && let Err(error) = probe::enable_uring()
+    {
+        tracing::warn!(%error, "FUSE over io_uring can't be switched on");
+    }
+    Ok(Mounter::new(options)?)
+}
+
+fn open_cache(directory: &Path, settings: &Settings) -> Result<Cache, LayerError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut options = CacheOptions::new(directory.to_owned(), cores);
+    options.background_bytes_per_second_max = settings.background_bytes_per_second_max;
+    Ok(Cache::open(options)?)
+}
+
+/// Whether layers that come whole are unpacked.
+fn unpacks(front: &Choice, settings: &Settings) -> bool {
+    match settings.front {
+        FrontChoice::Files => true,
+        FrontChoice::Auto => front.front != Front::Erofs,
+        FrontChoice::Erofs | FrontChoice::Inode => false,
+    }
+}
+
+/// The peer's words.
+fn background(settings: &Settings) -> Background {
+    match settings.background_fetch {
+        Some(_) => {
+            tracing::info!("constructing background fetcher");
+            Background::On
+        }
+        None => {
+            tracing::info!("background fetch is disabled");
+            Background::Off
         }
     }
 }

@@ -141,6 +141,10 @@ impl Puller {
         };
         let programs = parallel.into_iter().flat_map(|it| &it.programs).map(program);
         let programs: BTreeMap<_, _> = programs.collect::<Result<_, LayerError>>()?;
+        if let Some(parallel) = parallel {
+            // The peer's words.
+            tracing::info!(limits = ?parallel, "Parallel image pull enabled");
+        }
         let of_all = |limit: fn(&ParallelPull) -> Option<u32>| parallel.and_then(limit);
         Ok(Self {
             chunk_len,

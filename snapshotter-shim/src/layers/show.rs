@@ -87,6 +87,35 @@ pub enum Kind {
     Parallel,
 }
 
+impl Kind {
+    fn outcome(self) -> Outcome {
+        match self {
+            Self::Lazy => Outcome::Lazy,
+            Self::Whole => Outcome::Whole,
+            Self::Parallel => Outcome::Parallel,
+        }
+    }
+}
+
+/// What is written down of a layer.
+fn noted(wanted: &Wanted, layer: &KnownLayer, place: &Place, open: &OpenLayer, how: How) -> Note {
+    let Wanted { known, position, request, .. } = wanted;
+    let image = note::Place {
+        name: &format!("{}/{}", request.image.host(), request.image.repository()),
+        manifest: request.manifest,
+        config: known.config,
+        position: *position,
+        count: known.layers.len(),
+        lowest: place.lowers.is_empty(),
+    };
+    let mut note = Note::new(&layer.descriptor, layer.diff_id, &image);
+    note.how = Some(how);
+    note.namespace = request.namespace.clone();
+    note.ztoc = open.spans.as_ref().map(|spans| *spans.ztoc_digest());
+    note.ztoc_len = open.ztoc_len();
+    note
+}
+
 /// Ask for spans that the image's index wants before anybody reads.
 fn fetch_first(layer: &Layer, runs: &[SpanRun]) {
     let spans = layer.table().spans();
@@ -123,11 +152,49 @@ impl Layers {
         place: &Place,
         caller: &Caller<'_>,
     ) -> Result<Placed, LayerError> {
-        let Wanted { known, position, decision, request, .. } = wanted;
+        let Wanted { known, position, request, .. } = wanted;
         let Some(layer) = known.layers.get(*position) else { unreachable!("it was found there") };
-        let digest = &layer.descriptor.digest;
         self.wholes.begin(&self.opener, known, request, &wanted.whole);
-        let (open, kind, reason) = match decision {
+        let (open, kind, reason) = self.obtain(wanted, layer, caller)?;
+        let outcome = kind.outcome();
+        if self.unpacks && kind != Kind::Lazy {
+            let usage = self.unpack(&open, place)?;
+            self.forget_unpacked(open);
+            self.decided(request, outcome, &reason);
+            return Ok(Placed { kind, usage });
+        }
+        let note = noted(wanted, layer, place, &open, How { outcome, reason });
+        note.write(&place.directory).map_err(LayerError::disk(&place.directory))?;
+        let note = Arc::new(note);
+        // From here on no sweep takes the zTOC; one before may have.
+        self.registry.note(place.id, Arc::clone(&note));
+        let spans = open.spans.clone();
+        open.keep(&self.opener.images);
+        self.mount(open, Arc::clone(&note), place).inspect_err(|_| self.hide(place.id))?;
+        layer.forget_bytes();
+        if let Some(spans) = spans {
+            fetch_first(&spans, &layer.prefetch);
+        }
+        if let Some(How { outcome, reason }) = &note.how {
+            self.decided(request, *outcome, reason);
+        }
+        let layers = known.layers.iter().map(|layer| layer.descriptor.digest);
+        if let Some(prefetch) = self.prefetch(place.id, &note, layers) {
+            self.expect_start(&prefetch, known);
+        }
+        Ok(Placed { kind, usage: Usage::default() })
+    }
+
+    /// The layer, by what was decided about it, and why it is as it is.
+    fn obtain(
+        &self,
+        wanted: &Wanted,
+        layer: &KnownLayer,
+        caller: &Caller<'_>,
+    ) -> Result<(OpenLayer, Kind, String), LayerError> {
+        let Wanted { known, position, decision, request, .. } = wanted;
+        let digest = &layer.descriptor.digest;
+        Ok(match decision {
             Decision::Lazy => match self.opener.lazy(known, layer) {
                 Ok((open, ztoc)) => {
                     let reason = format!("zTOC {ztoc} says where its spans are");
@@ -154,50 +221,7 @@ impl Layers {
                 (open, Kind::Parallel, reason)
             }
             Decision::Defer => unreachable!("not ours"),
-        };
-        let outcome = match kind {
-            Kind::Lazy => Outcome::Lazy,
-            Kind::Whole => Outcome::Whole,
-            Kind::Parallel => Outcome::Parallel,
-        };
-        if self.unpacks && kind != Kind::Lazy {
-            let usage = self.unpack(&open, place)?;
-            self.forget_unpacked(open);
-            self.decided(request, outcome, &reason);
-            return Ok(Placed { kind, usage });
-        }
-        let image = note::Place {
-            name: &format!("{}/{}", request.image.host(), request.image.repository()),
-            manifest: request.manifest,
-            config: known.config,
-            position: *position,
-            count: known.layers.len(),
-            lowest: place.lowers.is_empty(),
-        };
-        let mut note = Note::new(&layer.descriptor, layer.diff_id, &image);
-        note.how = Some(How { outcome, reason });
-        note.namespace = request.namespace.clone();
-        note.ztoc = open.spans.as_ref().map(|spans| *spans.ztoc_digest());
-        note.ztoc_len = open.ztoc_len();
-        note.write(&place.directory).map_err(LayerError::disk(&place.directory))?;
-        let note = Arc::new(note);
-        // From here on no sweep takes the zTOC; one before may have.
-        self.registry.note(place.id, Arc::clone(&note));
-        let spans = open.spans.clone();
-        open.keep(&self.opener.images);
-        self.mount(open, Arc::clone(&note), place).inspect_err(|_| self.hide(place.id))?;
-        layer.forget_bytes();
-        if let Some(spans) = spans {
-            fetch_first(&spans, &layer.prefetch);
-        }
-        if let Some(How { outcome, reason }) = &note.how {
-            self.decided(request, *outcome, reason);
-        }
-        let layers = known.layers.iter().map(|layer| layer.descriptor.digest);
-        if let Some(prefetch) = self.prefetch(place.id, &note, layers) {
-            self.expect_start(&prefetch, known);
-        }
-        Ok(Placed { kind, usage: Usage::default() })
+        })
     }
 
     pub(super) fn mount(
