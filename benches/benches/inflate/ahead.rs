@@ -16,32 +16,50 @@ fn process_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// What a byte costs, then elapsed and processor time of passes, each the best of its kind.
+/// What a byte costs, then a whole pass.
 pub(crate) fn measure(what: &str, layer: &Layer, rounds: usize) {
     costs(what, layer, rounds);
-    let pools = [None, Some(4)];
-    let pools = pools.map(|it| it.map(|it| Pool::new(&PoolOptions::for_threads(it)).unwrap()));
-    let mut best = [[Duration::MAX; 2]; 2];
-    let mut len_ahead = [0; 2];
+    passes(&format!("{what} without a zTOC"), &layer.blob, &[4], rounds);
+}
+
+/// A whole pass over `tar` in zstd frames of 1 MB, and of 20 kB as archives of single files have them.
+pub(crate) fn frames(tar: &[u8], rounds: usize) {
+    for len in [1_000_000, 20_000] {
+        let frames = tar.chunks(len).flat_map(|piece| zstd::bulk::compress(piece, 3).unwrap());
+        let what = format!("zstd frames of {} kB", len / 1000);
+        passes(&what, &frames.collect::<Vec<_>>(), &[4], rounds);
+    }
+}
+
+/// Elapsed and processor time of passes, in order and helped by so many threads, each the best of its kind.
+fn passes(what: &str, blob: &[u8], threads: &[usize], rounds: usize) {
+    let helped = threads.iter().map(|&threads| {
+        let pool = Pool::new(&PoolOptions::for_threads(threads)).unwrap();
+        (format!("helped by {threads} threads"), Some(pool))
+    });
+    let ways: Vec<_> = std::iter::once(("in order".to_owned(), None)).chain(helped).collect();
+    let mut best = vec![[Duration::MAX; 2]; ways.len()];
+    let (mut len, mut len_ahead) = (0, vec![0; ways.len()]);
     for _ in 0..rounds {
-        for ((pool, best), len_ahead) in pools.iter().zip(&mut best).zip(&mut len_ahead) {
+        for (number, (_, pool)) in ways.iter().enumerate() {
             let (start, busy) = (Instant::now(), process_time());
-            let built = pass(&layer.blob, pool.as_ref());
-            *best = [best[0].min(start.elapsed()), best[1].min(process_time() - busy)];
-            *len_ahead = built.len_ahead;
+            let built = pass(blob, pool.as_ref());
+            let [elapsed, cpu] = best[number];
+            best[number] = [elapsed.min(start.elapsed()), cpu.min(process_time() - busy)];
+            (len, len_ahead[number]) = (built.uncompressed_len, built.len_ahead);
         }
     }
-    println!("whole pass without a zTOC, {what}:");
-    for (number, threads) in ["in order", "helped by 4 threads"].iter().enumerate() {
+    println!("whole pass, {what}:");
+    for (number, (way, _)) in ways.iter().enumerate() {
         let [elapsed, busy] = best[number];
         let ratio = |at: usize| best[number][at].as_secs_f64() / best[0][at].as_secs_f64();
         println!(
-            "  {threads}: {:.0} MB/s, {:.2}× the time, {:.2}× the CPU time ({:.2} s/GB), {:.2} ahead",
-            rate(layer.len(), elapsed),
+            "  {way}: {:.0} MB/s, {:.2}× the time, {:.2}× the CPU time ({:.2} s/GB), {:.2} ahead",
+            rate(len, elapsed),
             ratio(0),
             ratio(1),
-            busy.as_secs_f64() * 1e9 / layer.len() as f64,
-            len_ahead[number] as f64 / layer.len() as f64,
+            busy.as_secs_f64() * 1e9 / len as f64,
+            len_ahead[number] as f64 / len as f64,
         );
     }
 }

@@ -47,7 +47,7 @@ fn main() {
         layer.table.spans().len()
     );
     let synthetic = Layer::new(sys::gzip(&layer::synthetic_tar(len / 2)));
-    let parts: [(&str, &dyn Fn()); 7] = [
+    let parts: [(&str, &dyn Fn()); 8] = [
         ("spans", &|| span_inflate(&layer, &tar, rounds)),
         ("scaling", &|| scaling::measure(&layer, rounds)),
         ("index", &|| index_build(&layer, rounds)),
@@ -60,6 +60,7 @@ fn main() {
             ahead::measure("programs", &layer, rounds);
             ahead::measure("synthetic", &synthetic, rounds);
         }),
+        ("frames", &|| ahead::frames(&tar, rounds)),
         ("stages", &|| stages::measure(&layer, rounds)),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();

@@ -4,6 +4,7 @@
 //! nobody has: so it never waits for a stretch that it could have begun itself.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::ahead::Decoded;
@@ -35,7 +36,7 @@ impl Default for Shape {
 }
 
 impl Shape {
-    fn stretch_len(self) -> usize {
+    pub(super) fn stretch_len(self) -> usize {
         self.piece_len * self.stretch_pieces
     }
 
@@ -137,6 +138,32 @@ impl Backlog {
         let piece = self.pieces.get(index)?;
         let offset = at % self.shape.piece_len;
         (offset < piece.len()).then(|| (Arc::clone(piece), offset))
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// All pieces that are here.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.pieces.iter()
+    }
+
+    /// Where their bytes begin and end.
+    pub(super) fn range(&self) -> Range<u64> {
+        let start = self.first_piece * self.shape.piece_len;
+        let last = self.pieces.back().map_or(0, |piece| piece.len());
+        let len = self.pieces.len().saturating_sub(1) * self.shape.piece_len + last;
+        start as u64..(start + len) as u64
+    }
+
+    /// Pieces with all bytes of a range that is here, and where it begins in the first of them.
+    pub(super) fn pieces_of(&self, range: Range<u64>) -> (Vec<Piece>, usize) {
+        let len = self.shape.piece_len;
+        let first = range.start as usize / len;
+        let count = (range.end as usize).div_ceil(len) - first;
+        let pieces = self.pieces.iter().skip(first.saturating_sub(self.first_piece));
+        (pieces.take(count).cloned().collect(), range.start as usize % len)
     }
 
     /// Forget a piece that ends at or before byte `at`, with the position of its end.

@@ -15,6 +15,7 @@ mod ahead;
 mod backlog;
 pub mod cost;
 mod feed;
+mod frames;
 mod gzip;
 mod hashing;
 mod join;

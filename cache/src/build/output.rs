@@ -81,6 +81,18 @@ impl Output {
         Ok(())
     }
 
+    /// Bytes that came from elsewhere.
+    pub(super) fn put(&mut self, mut bytes: &[u8]) -> Result<(), BuildError> {
+        while !bytes.is_empty() {
+            let room = self.room()?;
+            let (now, rest) = bytes.split_at_checked(room.len()).unwrap_or((bytes, &[]));
+            room.iter_mut().zip(now).for_each(|(to, byte)| *to = *byte);
+            self.advance(now.len())?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
     /// Go on in another buffer: a window of what has come, then room, of which some may be filled.
     pub(super) fn adopt(&mut self, next: Vec<u8>) -> Result<(), BuildError> {
         assert_eq!(next.len(), BUFFER_LEN);

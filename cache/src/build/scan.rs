@@ -91,6 +91,9 @@ impl Pass {
         let head = feed.wait_for(0)?;
         let head = head.as_ref().map_or(&[][..], |(piece, _)| piece);
         let compression = options.compression.unwrap_or_else(|| compression_of(head));
+        if compression == Compression::Zstd {
+            feed.find_frames();
+        }
         let mut scan = Scan::of(compression, options.span_size)?;
         // The digest of a plain tar is that of the blob.
         let is_hashed = compression != Compression::Uncompressed;
@@ -125,8 +128,8 @@ pub(super) fn run_alone(
 ) -> Result<Built, BuildError> {
     let (feed, build_tool) = (Feed::new(shape), options.build_tool.clone());
     feed.fill(blob.chunks(shape.piece_len).map(|piece| Arc::new(piece.to_vec())));
-    while is_helped && let Some(task) = feed.claim() {
-        feed.decode(&task);
+    if is_helped {
+        feed.decode_all(options.compression.unwrap_or_else(|| compression_of(blob)));
     }
     let blob = HashThread::start("hash-blob", Spent::new(0)).map_err(BuildError::Start)?;
     Ok(Pass { feed, options, sink, blob }.run()?.into_built(build_tool))
@@ -144,7 +147,7 @@ fn scan_all(
         let input = piece.get(offset..).unwrap_or_default();
         at = match scan {
             Scan::Gzip(scan) => scan.scan(at, input, feed, output, &mut cuts)?,
-            Scan::Zstd(scan) => scan.feed(input, output, &mut cuts)?,
+            Scan::Zstd(scan) => scan.scan(input, feed, output, &mut cuts)?,
             Scan::Stored(scan) => scan.feed(input, output, &mut cuts)?,
         };
         drop(piece);
@@ -169,7 +172,8 @@ impl Scan {
     fn len_ahead(&self) -> u64 {
         match self {
             Self::Gzip(scan) => scan.len_ahead(),
-            Self::Zstd(_) | Self::Stored(_) => 0,
+            Self::Zstd(scan) => scan.len_ahead(),
+            Self::Stored(_) => 0,
         }
     }
 

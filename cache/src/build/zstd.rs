@@ -1,11 +1,14 @@
 //! Frames of a zstd blob, found while it is decompressed.
 
 use std::io;
+use std::sync::Arc;
 
 use spanfs_layer::ztoc::{Frame, Restarts};
 use spanfs_layer::{CompressedOffset, UncompressedOffset};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
+use super::feed::Feed;
+use super::frames::DecodedRun;
 use super::hashing::Cut;
 use super::output::Output;
 use super::scan::Scanned;
@@ -21,6 +24,8 @@ pub(super) struct ZstdScan {
     frames: Vec<Frame>,
     frame_count: u64,
     not_lazy: Option<NotLazy>,
+    /// Bytes that helpers decoded.
+    len_ahead: u64,
 }
 
 impl ZstdScan {
@@ -34,13 +39,19 @@ impl ZstdScan {
             frames: Vec::new(),
             frame_count: 0,
             not_lazy: None,
+            len_ahead: 0,
         })
     }
 
-    /// The next bytes; gives how many have come.
-    pub(super) fn feed(
+    pub(super) fn len_ahead(&self) -> u64 {
+        self.len_ahead
+    }
+
+    /// The next bytes. Gives where to go on: behind them, or further where somebody has decoded what follows.
+    pub(super) fn scan(
         &mut self,
         input: &[u8],
+        feed: &Arc<Feed>,
         output: &mut Output,
         cuts: &mut Vec<Cut>,
     ) -> Result<u64, BuildError> {
@@ -51,7 +62,10 @@ impl ZstdScan {
                 if !has_input {
                     return Ok(self.at);
                 }
-                self.frame_count += 1;
+                if let Some(run) = feed.arrive_at_frame(self.at)? {
+                    self.take_over(run, feed, output, cuts)?;
+                    return Ok(self.at);
+                }
                 self.at_frame(output, cuts);
             }
             let before = input.pos();
@@ -69,8 +83,28 @@ impl ZstdScan {
         }
     }
 
+    /// Take the frames that a helper decoded from here on.
+    fn take_over(
+        &mut self,
+        run: DecodedRun,
+        feed: &Feed,
+        output: &mut Output,
+        cuts: &mut Vec<Cut>,
+    ) -> Result<(), BuildError> {
+        let mut from = 0;
+        for &(at, to) in &run.ends {
+            self.at_frame(output, cuts);
+            output.put(run.bytes.get(from..to).unwrap_or_default())?;
+            (self.at, from) = (at, to);
+        }
+        self.len_ahead += from as u64;
+        feed.take_back(run);
+        Ok(())
+    }
+
     /// A frame begins: perhaps a span, too.
     fn at_frame(&mut self, output: &mut Output, cuts: &mut Vec<Cut>) {
+        self.frame_count += 1;
         let position = output.position();
         let since_last = self.frames.last().map(|last| position - last.output.0);
         if since_last.is_some_and(|len| len < self.span_size) || self.not_lazy.is_some() {

@@ -157,6 +157,18 @@ impl Decoder {
         Self { buffers, gzip: gzip::Gzip::default(), zstd: zstd::Zstd::default() }
     }
 
+    /// Decode `frame`, one whole zstd frame, to place `len` of `buffer`, which grows where it must. Gives where it
+    /// ends there; `None` if it is no frame, or ends behind `len_max`.
+    pub(crate) fn inflate_frame(
+        &mut self,
+        frame: &[u8],
+        buffer: &mut Vec<u8>,
+        len: usize,
+        len_max: usize,
+    ) -> Option<usize> {
+        self.zstd.inflate_frame(frame, buffer, len, len_max)
+    }
+
     /// Decode a span: exactly the bytes that its table promises, or an error.
     ///
     /// `window` is the 32 KiB before it, as its checkpoint holds them; the first span of a layer and

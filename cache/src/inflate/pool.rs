@@ -233,8 +233,8 @@ impl Crew {
     }
 
     /// Run `job` behind all that is queued; `false` if it can't be.
-    pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) -> bool {
-        self.0.submit(Priority::Background, 0, Box::new(move |_| job())).is_ok()
+    pub(crate) fn submit(&self, job: impl FnOnce(&mut Decoder) + Send + 'static) -> bool {
+        self.0.submit(Priority::Background, 0, Box::new(job)).is_ok()
     }
 }
 

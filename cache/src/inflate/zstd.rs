@@ -20,7 +20,44 @@ pub(crate) fn decoder() -> io::Result<Decoder<'static>> {
 #[derive(Default)]
 pub(super) struct Zstd(Option<Decoder<'static>>);
 
+/// Room that a buffer for frames has at first.
+const ROOM_LEN: usize = 1 << 20;
+
 impl Zstd {
+    /// Decode `data`, one whole frame, to place `len` of `buffer`, which grows where it must. Gives where it ends
+    /// there; `None` if it is no frame, or ends behind `len_max`.
+    pub(super) fn inflate_frame(
+        &mut self,
+        data: &[u8],
+        buffer: &mut Vec<u8>,
+        mut len: usize,
+        len_max: usize,
+    ) -> Option<usize> {
+        let decoder = match &mut self.0 {
+            Some(decoder) => decoder,
+            none => none.insert(decoder().ok()?),
+        };
+        decoder.reinit().ok()?;
+        let mut input = InBuffer::around(data);
+        loop {
+            if len == buffer.len() {
+                // One byte more than may come, so that too much is noticed.
+                buffer.resize((2 * len).clamp(ROOM_LEN, ROOM_LEN.max(len_max + 1)), 0);
+            }
+            let mut output = OutBuffer::around(buffer.get_mut(len..).unwrap_or_default());
+            let consumed_before = input.pos();
+            let hint = decoder.run(&mut input, &mut output).ok()?;
+            let produced = output.pos();
+            len += produced;
+            if len > len_max || (hint > 0 && produced == 0 && input.pos() == consumed_before) {
+                return None;
+            }
+            if hint == 0 {
+                return (input.pos() == data.len()).then_some(len);
+            }
+        }
+    }
+
     /// Decode all frames of `data`.
     pub(super) fn inflate(
         &mut self,

@@ -11,16 +11,16 @@ use crate::inflate::{Pool, PoolOptions};
 
 /// What is to be the same.
 #[derive(Debug, PartialEq)]
-struct Outcome {
+pub(super) struct Outcome {
     ztoc: Result<Vec<u8>, String>,
     digests: [Digest; 2],
     sizes: [u64; 2],
     sums: Vec<SpanSum>,
-    tar: Vec<u8>,
+    pub(super) tar: Vec<u8>,
 }
 
 /// Errors are told apart as far as anybody acts by them.
-type Verdict = Result<Outcome, std::mem::Discriminant<BuildError>>;
+pub(super) type Verdict = Result<Outcome, std::mem::Discriminant<BuildError>>;
 
 fn verdict(result: Result<(Built, Vec<u8>), BuildError>) -> Verdict {
     let (built, tar) = result.map_err(|error| std::mem::discriminant(&error))?;
@@ -41,25 +41,25 @@ fn options(span_size: u64) -> BuildOptions {
 }
 
 /// All helpers first, then the scan; and how much helpers did.
-fn all_ahead(blob: &[u8], shape: Shape, options: &BuildOptions) -> (Verdict, u64) {
+pub(super) fn all_ahead(blob: &[u8], shape: Shape, options: &BuildOptions) -> (Verdict, u64) {
     let (sink, tar) = gathering_sink();
     let built = run_alone(blob, shape, true, options.clone(), Box::new(sink));
     let len_ahead = built.as_ref().map_or(0, |built| built.len_ahead);
     (verdict(built.map(|built| (built, std::mem::take(&mut *tar.lock())))), len_ahead)
 }
 
-fn in_order(blob: &[u8], options: &BuildOptions) -> Verdict {
+pub(super) fn in_order(blob: &[u8], options: &BuildOptions) -> Verdict {
     verdict(build(blob, options.clone(), blob.len().max(1)))
 }
 
-fn with_pool(blob: &[u8], shape: Shape, options: &BuildOptions, pool: &Pool) -> Verdict {
+pub(super) fn with_pool(blob: &[u8], shape: Shape, options: &BuildOptions, pool: &Pool) -> Verdict {
     let (sink, tar) = gathering_sink();
     let mut builder = LayerBuilder::cut_as(shape, options.clone(), sink).unwrap().helped_by(pool);
     let built = builder.feed(blob).and_then(|()| builder.finish());
     verdict(built.map(|built| (built, std::mem::take(&mut *tar.lock()))))
 }
 
-fn pool() -> Pool {
+pub(super) fn pool() -> Pool {
     Pool::new(&PoolOptions::for_threads(4)).unwrap()
 }
 
@@ -91,7 +91,7 @@ fn layers_come_out_as_in_order() {
 }
 
 /// Text, of which copies of copies never get known, and noise, which soon does.
-fn content(seed: u32, len: usize) -> Vec<u8> {
+pub(super) fn content(seed: u32, len: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -131,7 +131,7 @@ fn gzip(tar: &[u8], level: u32, flush: usize, member: usize) -> Vec<u8> {
     tar.chunks(member).flat_map(encode).collect()
 }
 
-fn shapes() -> impl Strategy<Value = Shape> {
+pub(super) fn shapes() -> impl Strategy<Value = Shape> {
     (2000..30_000_usize, 1..5_usize).prop_map(|(piece, count)| shape(piece, count))
 }
 

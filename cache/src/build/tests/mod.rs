@@ -1,4 +1,5 @@
 mod ahead;
+mod frames;
 mod golden;
 mod random;
 mod spans;
