@@ -131,6 +131,15 @@ fn gzip(tar: &[u8], level: u32, flush: usize, member: usize) -> Vec<u8> {
     tar.chunks(member).flat_map(encode).collect()
 }
 
+/// Flip bits of some bytes, and cut off the rest.
+pub(super) fn mangle(blob: &mut Vec<u8>, flips: &[(usize, u8)], cut: Option<usize>) {
+    let len = blob.len();
+    for &(at, flip) in flips {
+        blob[at % len] ^= flip;
+    }
+    blob.truncate(cut.map_or(len, |cut| cut % len));
+}
+
 pub(super) fn shapes() -> impl Strategy<Value = Shape> {
     (2000..30_000_usize, 1..5_usize).prop_map(|(piece, count)| shape(piece, count))
 }
@@ -167,11 +176,7 @@ proptest! {
     ) {
         let tar = random::tar_around(&content(seed, 300_000));
         let mut blob = gzip(&tar, level, 50_000, 200_000);
-        let len = blob.len();
-        for (at, flip) in flips {
-            blob[at % len] ^= flip;
-        }
-        blob.truncate(cut.map_or(len, |cut| cut % len));
+        mangle(&mut blob, &flips, cut);
         let options = options(70_000);
         let expected = in_order(&blob, &options);
         prop_assert!(all_ahead(&blob, shape, &options).0 == expected);

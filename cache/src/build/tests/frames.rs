@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use proptest::prelude::*;
 
-use super::ahead::{all_ahead, content, in_order, pool, shapes, with_pool};
+use super::ahead::{all_ahead, content, in_order, mangle, pool, shapes, with_pool};
 use super::*;
 
 fn options(span_size: u64) -> BuildOptions {
@@ -81,11 +81,7 @@ proptest! {
     ) {
         let tar = random::tar_around(&content(seed, 300_000));
         let mut blob = compress(&tar, writing);
-        let len = blob.len();
-        for (at, flip) in flips {
-            blob[at % len] ^= flip;
-        }
-        blob.truncate(cut.map_or(len, |cut| cut % len));
+        mangle(&mut blob, &flips, cut);
         let options = options(70_000);
         let expected = in_order(&blob, &options);
         prop_assert!(all_ahead(&blob, shape, &options).0 == expected);
