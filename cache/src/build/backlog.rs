@@ -74,12 +74,12 @@ enum Stretch {
     Helper(Progress),
 }
 
-/// What the scan finds at a block.
-pub(super) enum Arrival {
+/// What the scan finds where it arrives.
+pub(super) enum Arrival<T> {
     /// It goes on.
     Goes,
     /// Somebody has decoded from here on.
-    Decoded(Box<Decoded>),
+    Decoded(T),
     /// Somebody is at it.
     Waits,
 }
@@ -225,7 +225,7 @@ impl Backlog {
     }
 
     /// The scan is at a block; `is_behind_window` if it knows all that may be referred to.
-    pub(super) fn arrive(&mut self, place: Place, is_behind_window: bool) -> Arrival {
+    pub(super) fn arrive(&mut self, place: Place, is_behind_window: bool) -> Arrival<Box<Decoded>> {
         let stretch = self.shape.stretch_of(place);
         while self.first_stretch < stretch && self.stretches.pop_front().is_some() {
             self.first_stretch += 1;

@@ -8,7 +8,7 @@ use spanfs_layer::ztoc::Compression;
 
 use super::ahead::{Decoded, Rooms, decode};
 use super::backlog::{Arrival, Backlog, Piece, Progress, Shape, Task};
-use super::frames::{self, DecodedRun, Frames, Met, RUN_STRETCHES_MAX, RunTask};
+use super::frames::{self, DecodedRun, Frames, RUN_STRETCHES_MAX, RunTask};
 use super::spent::Spent;
 use super::{BuildError, STOP_POLL};
 use crate::deflate::Place;
@@ -189,14 +189,38 @@ impl Feed {
         place: Place,
         is_behind_window: bool,
     ) -> Result<Option<Box<Decoded>>, BuildError> {
+        self.take_over(|state| state.backlog.arrive(place, is_behind_window))
+    }
+
+    /// The same at a zstd frame.
+    pub(super) fn arrive_at_frame(
+        self: &Arc<Self>,
+        at: u64,
+    ) -> Result<Option<DecodedRun>, BuildError> {
+        self.take_over(|state| {
+            state.frames.as_mut().map_or(Arrival::Goes, |frames| frames.arrive(at))
+        })
+    }
+
+    fn take_over<T>(
+        self: &Arc<Self>,
+        mut arrive: impl FnMut(&mut State) -> Arrival<T>,
+    ) -> Result<Option<T>, BuildError> {
         let mut state = self.state.lock();
         loop {
             if self.is_over() {
                 return Err(BuildError::Stopped);
             }
-            let decoded = match state.backlog.arrive(place, is_behind_window) {
+            let decoded = match arrive(&mut state) {
                 Arrival::Waits => {
-                    state = self.wait_for_helper(state);
+                    if state.turn.take().is_some() {
+                        // Its core is somebody else's meanwhile.
+                        drop(state);
+                        self.ask_for_help();
+                        state = self.state.lock();
+                    } else {
+                        self.changed.wait(&mut state);
+                    }
                     continue;
                 }
                 Arrival::Goes => None,
@@ -205,53 +229,11 @@ impl Feed {
             state.take_turn();
             drop(state);
             if decoded.is_some() {
-                // One held stretch less.
+                // One held stretch or run less.
                 self.ask_for_help();
             }
             return Ok(decoded);
         }
-    }
-
-    /// The scan is at a zstd frame; what somebody has decoded from there on. Waits while he is at it.
-    pub(super) fn arrive_at_frame(
-        self: &Arc<Self>,
-        at: u64,
-    ) -> Result<Option<DecodedRun>, BuildError> {
-        let mut state = self.state.lock();
-        loop {
-            if self.is_over() {
-                return Err(BuildError::Stopped);
-            }
-            let run = match state.frames.as_mut().map(|frames| frames.arrive(at)) {
-                Some(Met::Waits) => {
-                    state = self.wait_for_helper(state);
-                    continue;
-                }
-                Some(Met::Run(run)) => Some(run),
-                Some(Met::Nothing) | None => None,
-            };
-            state.take_turn();
-            drop(state);
-            if run.is_some() {
-                // One held run less.
-                self.ask_for_help();
-            }
-            return Ok(run);
-        }
-    }
-
-    /// Leave the scan's core to others, or wait until something changes.
-    fn wait_for_helper<'a>(
-        self: &'a Arc<Self>,
-        mut state: MutexGuard<'a, State>,
-    ) -> MutexGuard<'a, State> {
-        if state.turn.take().is_none() {
-            self.changed.wait(&mut state);
-            return state;
-        }
-        drop(state);
-        self.ask_for_help();
-        self.state.lock()
     }
 
     /// Its bytes have been taken over.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::backlog::{Backlog, Piece, Shape};
+use super::backlog::{Arrival, Backlog, Piece, Shape};
 use super::spent::Spent;
 use crate::inflate::Decoder;
 
@@ -62,14 +62,6 @@ pub(super) struct RunTask {
     pieces: Vec<Piece>,
     /// Where the run begins in the first piece.
     skip: usize,
-}
-
-/// What the scan finds at a frame.
-pub(super) enum Met {
-    Nothing,
-    /// Somebody is at it.
-    Waits,
-    Run(DecodedRun),
 }
 
 /// The frames of a blob that the scan has not come to.
@@ -130,7 +122,7 @@ impl Frames {
     }
 
     /// The scan is at a frame.
-    pub(super) fn arrive(&mut self, at: u64) -> Met {
+    pub(super) fn arrive(&mut self, at: u64) -> Arrival<DecodedRun> {
         self.scan_at = at;
         while self.runs.front().is_some_and(|run| run.start < at) {
             self.runs.pop_front();
@@ -141,13 +133,15 @@ impl Frames {
             self.open_start = end;
         }
         match self.runs.front() {
-            Some(run) if run.start == at && matches!(run.life, Life::Taken) => return Met::Waits,
+            Some(run) if run.start == at && matches!(run.life, Life::Taken) => {
+                return Arrival::Waits;
+            }
             Some(run) if run.start == at => {}
-            _ => return Met::Nothing,
+            _ => return Arrival::Goes,
         }
         match self.runs.pop_front().map(|run| run.life) {
-            Some(Life::Done(run)) => Met::Run(run),
-            _ => Met::Nothing,
+            Some(Life::Done(run)) => Arrival::Decoded(run),
+            _ => Arrival::Goes,
         }
     }
 
@@ -259,11 +253,11 @@ mod tests {
         }
         frames.tell(starts[0], Some(DecodedRun { bytes: Vec::new(), ends: Vec::new() }));
         frames.tell(starts[1], None);
-        assert!(matches!(frames.arrive(starts[0]), Met::Run(_)));
-        assert!(matches!(frames.arrive(starts[1]), Met::Nothing));
-        assert!(matches!(frames.arrive(starts[2]), Met::Waits));
+        assert!(matches!(frames.arrive(starts[0]), Arrival::Decoded(_)));
+        assert!(matches!(frames.arrive(starts[1]), Arrival::Goes));
+        assert!(matches!(frames.arrive(starts[2]), Arrival::Waits));
         // It is in the fourth now, which nobody else begins.
-        assert!(matches!(frames.arrive(starts[3]), Met::Nothing));
+        assert!(matches!(frames.arrive(starts[3]), Arrival::Goes));
         assert!(frames.claim(&backlog).is_none());
         frames.close();
         assert_eq!(frames.claim(&backlog).unwrap().start as usize, SHORT + 4 * LONG);

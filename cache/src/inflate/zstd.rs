@@ -24,6 +24,16 @@ pub(super) struct Zstd(Option<Decoder<'static>>);
 const ROOM_LEN: usize = 1 << 20;
 
 impl Zstd {
+    /// The decoder, at the start of a frame.
+    fn fresh(&mut self) -> io::Result<&mut Decoder<'static>> {
+        let decoder = match &mut self.0 {
+            Some(decoder) => decoder,
+            none => none.insert(decoder()?),
+        };
+        decoder.reinit()?;
+        Ok(decoder)
+    }
+
     /// Decode `data`, one whole frame, to place `len` of `buffer`, which grows where it must. Gives where it ends
     /// there; `None` if it is no frame, or ends behind `len_max`.
     pub(super) fn inflate_frame(
@@ -33,11 +43,7 @@ impl Zstd {
         mut len: usize,
         len_max: usize,
     ) -> Option<usize> {
-        let decoder = match &mut self.0 {
-            Some(decoder) => decoder,
-            none => none.insert(decoder().ok()?),
-        };
-        decoder.reinit().ok()?;
+        let decoder = self.fresh().ok()?;
         let mut input = InBuffer::around(data);
         loop {
             if len == buffer.len() {
@@ -65,11 +71,7 @@ impl Zstd {
         wanted: Wanted,
         buffers: &Buffers,
     ) -> Result<Output, InflateFault> {
-        let decoder = match &mut self.0 {
-            Some(decoder) => decoder,
-            none => none.insert(decoder().map_err(|_| InflateFault::NoMemory)?),
-        };
-        decoder.reinit().map_err(|_| InflateFault::NoMemory)?;
+        let decoder = self.fresh().map_err(|_| InflateFault::NoMemory)?;
         // One byte more than may come, so that too much is noticed.
         let tail_len = wanted.tail_max.min(TAIL_BYTES_EXPECTED);
         let mut buffer = buffers.take(wanted.span_len + tail_len + 1);
