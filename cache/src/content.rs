@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Weak;
 
 use spanfs_layer::UncompressedOffset;
 
@@ -61,4 +62,30 @@ pub trait Content: Send + Sync {
 
     /// The layer file, if every byte of it is present and verified, so that it may be shown directly.
     fn complete_file(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The layer file, however much of it is there, if it is one for as long as this lives. What of it
+    /// may be read, [`Self::stands`] says.
+    fn layer_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether all of a range stands in the layer file, for everybody to read there without us.
+    fn stands(&self, _range: Range<UncompressedOffset>) -> bool {
+        false
+    }
+
+    /// Have somebody told of what [`Self::stands`] in the layer file: what does already, and what comes.
+    fn follow(&self, _follower: Weak<dyn Follower>) {}
+}
+
+/// Somebody who reads a layer file past us.
+///
+/// Told from any thread, of different ranges at once, and perhaps late: what is true now
+/// [`Content::stands`] knows, which changes before anybody is told.
+pub trait Follower: Send + Sync {
+    /// All of a range stands in the layer file.
+    fn handle_stands(&self, range: Range<UncompressedOffset>);
+
+    /// Some of a range that stood there does not any more, or is not to be read without us for a while.
+    fn handle_gone(&self, range: Range<UncompressedOffset>);
 }

@@ -31,7 +31,7 @@ mod windows;
 mod works;
 
 pub use cache::{Cache, CacheOptions, CacheStatus, Collected};
-pub use content::{Content, ReadError, ReadReply};
+pub use content::{Content, Follower, ReadError, ReadReply};
 pub use error::CacheError;
 pub use layer::{KnownLayer, Layer, LayerSpec, LayerStatus, Role, Verification, Waits};
 pub use prefetch::{Background, Image, ImageSpec, ImageStatus, Trace, TraceError};

@@ -263,6 +263,7 @@ impl Layer {
         waiters.into_iter().flatten().for_each(|waiter| waiter.done(&result));
         self.tell(|image, number| image.handle_settled((number, span), result.is_ok()));
         if result.is_ok() {
+            self.tell_stands(span);
             self.check_complete();
         }
     }

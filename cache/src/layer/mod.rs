@@ -3,6 +3,7 @@
 mod blob;
 mod fill;
 mod filled;
+mod follow;
 mod keep;
 pub(crate) mod open;
 mod proof;
@@ -30,12 +31,13 @@ use crate::life::{Event, Life, Lives};
 use crate::prefetch::{Image, Observer};
 use crate::windows::Windows;
 use crate::works::Works;
-use crate::{Content, ReadError, ReadReply};
+use crate::{Content, Follower, ReadError, ReadReply};
 
 use blob::BlobFile;
 use fill::Shards;
 pub(crate) use fill::Wanted;
 pub(crate) use filled::{Filled, open_filled};
+use follow::Followers;
 pub use open::{KnownLayer, LayerSpec};
 pub(crate) use open::{condemned_reason, open, open_known};
 use status::Counters;
@@ -64,6 +66,7 @@ pub struct Layer {
     /// Spans that everybody interested knows to have been read.
     touched: Box<[AtomicBool]>,
     observers: RwLock<Vec<Observer>>,
+    followers: Followers,
     shards: Shards,
     writer: Mutex<Writer>,
     verification: RwLock<Verification>,
@@ -155,8 +158,9 @@ impl Layer {
     /// Tell who is interested of the first read of a span since somebody asked to know.
     fn touch(&self, span: usize, missed: bool) {
         let Some(touched) = self.touched.get(span) else { return };
-        if !touched.load(Ordering::Relaxed) && !touched.swap(true, Ordering::Relaxed) {
+        if !touched.load(Ordering::Relaxed) && !touched.swap(true, Ordering::SeqCst) {
             self.tell(|image, number| image.handle_touch((number, span), missed));
+            self.tell_stands_later(span);
         }
     }
 
@@ -239,9 +243,10 @@ impl Layer {
                 io::ErrorKind::UnexpectedEof => 0..self.lives.count(),
                 _ => self.table.covering(at..end),
             };
-            for span in lost.filter(|span| self.lives.of(*span) == Life::InFile) {
+            for span in lost.clone().filter(|span| self.lives.of(*span) == Life::InFile) {
                 self.forget(span, Event::Lose);
             }
+            self.tell_gone(lost);
         })
     }
 }
@@ -337,6 +342,18 @@ impl Content for Layer {
     fn complete_file(&self) -> Option<BorrowedFd<'_>> {
         let shown = self.complete.load(Ordering::Acquire) && self.fault.get().is_none();
         shown.then(|| self.file.as_fd())
+    }
+
+    fn layer_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn stands(&self, range: Range<UncompressedOffset>) -> bool {
+        self.all_open(range)
+    }
+
+    fn follow(&self, follower: Weak<dyn Follower>) {
+        self.add_follower(follower);
     }
 }
 

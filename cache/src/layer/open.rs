@@ -24,7 +24,7 @@ use crate::windows::{KeptZtoc, Windows};
 use crate::works::Works;
 
 use super::status::Counters;
-use super::{Layer, Role, Shards, Verification, Writer};
+use super::{Followers, Layer, Role, Shards, Verification, Writer};
 
 /// Names of a layer's files in its directory.
 pub(crate) const LAYER: &str = "layer";
@@ -333,6 +333,7 @@ pub(super) fn assemble(
         claims: recovered.claims.into(),
         touched: (0..count).map(|_| AtomicBool::new(false)).collect(),
         observers: RwLock::default(),
+        followers: Followers::default(),
         shards: Shards::default(),
         writer: Mutex::new(Writer { journal, fill, ..Writer::default() }),
         verification: RwLock::new(verification),

@@ -131,6 +131,7 @@ impl Layer {
                 self.lives.advance(span, Event::Believe);
             }
         }
+        self.tell_all_later();
         *self.verification.write() = Verification::Verified;
         self.record(&Record::Verified);
         let took = started.elapsed();
@@ -193,6 +194,7 @@ impl Layer {
         self.note_disk_error(format!("spans {lost:?} changed in the layer file; fetched again"));
         for span in lost {
             self.forget(span, Event::Lose);
+            self.tell_gone(span..span + 1);
             // Nobody may read it again: without it the layer would never be complete.
             self.want(span, Priority::Background, None);
         }
@@ -216,6 +218,7 @@ impl Layer {
             return;
         }
         self.complete.store(false, Ordering::Release);
+        self.tell_gone(0..self.lives.count());
         *self.verification.write() = Verification::Failed(reason.clone());
         *self.writer.lock() = Default::default();
         super::open::leave_reason(&self.claim, &self.ztoc_digest, &reason);

@@ -1,6 +1,7 @@
 mod blob;
 mod crash;
 mod disk;
+mod follow;
 mod golden;
 
 use std::os::unix::fs::FileExt;

@@ -92,8 +92,12 @@ impl Image {
         let state = Mutex::new(State { plan, touched: HashSet::new(), recording });
         let pumps = AtomicUsize::new(0);
         let image = Arc::new(Self { layers, works, trace_path, trace_runs, state, pumps });
+        let is_recording = image.state.lock().recording.is_some();
         for (number, layer) in image.layers.iter().enumerate() {
             layer.observe(Arc::downgrade(&image), number);
+            if is_recording {
+                layer.recording_begins();
+            }
         }
         image.pump();
         image
@@ -161,7 +165,7 @@ impl Image {
             over.then(|| state.recording.take()).flatten()
         };
         if let Some(recording) = over {
-            self.save(&recording.trace);
+            self.end(&recording);
         }
         self.pump();
     }
@@ -206,6 +210,11 @@ impl Image {
         }
     }
 
+    fn end(&self, recording: &Recording) {
+        self.save(&recording.trace);
+        self.layers.iter().for_each(|layer| layer.recording_ended());
+    }
+
     fn save(&self, trace: &Trace) {
         let Some(path) = self.trace_path.as_ref().filter(|_| !trace.runs.is_empty()) else {
             return;
@@ -224,7 +233,7 @@ impl Image {
 impl Drop for Image {
     fn drop(&mut self) {
         if let Some(recording) = self.state.get_mut().recording.take() {
-            self.save(&recording.trace);
+            self.end(&recording);
         }
     }
 }

@@ -41,7 +41,7 @@ struct Note {
     implied: bool,
 }
 
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 
 /// What an index must be to be the one that we wrote.
 #[derive(Clone, Serialize, Deserialize)]
@@ -274,7 +274,7 @@ impl<'a> Plan<'a> {
     fn fresh(&self, tree: &Tree, implied: Vec<Vec<u8>>) -> Result<Fresh, ShowError> {
         let tag = self.layer.descriptor.digest.hex().to_string();
         let device = Device { len: self.layer.content.len(), tag: tag.as_bytes() };
-        let index = erofs::write_apart(tree, &[device], LARGE_LEN_MIN)
+        let index = erofs::write_ways(tree, &[device], LARGE_LEN_MIN)
             .map_err(|error| self.layer.bad(&error))?;
         let copies = index.copies.iter();
         let note = Note {

@@ -22,6 +22,7 @@ use crate::kept::Kept;
 use crate::mount::{Mount, Shown};
 use crate::mounter::{Layer, MountError, Mounter, state};
 use crate::record::{self, Contents, Record};
+use crate::shortcuts::Shortcuts;
 use crate::transport::{Live, Privilege};
 use crate::{mountinfo, unmount};
 
@@ -154,8 +155,13 @@ impl Mounter {
         let same: Vec<String> = layers.iter().map(identity).collect();
         let over_fuse = layers.iter().zip(&inherited.contents.shown);
         let over_fuse = over_fuse.filter(|(_, (how, _))| *how == Shown::ErofsOverFuse);
-        let fronts: Vec<Arc<dyn Filesystem>> =
-            over_fuse.map(|(layer, _)| self.one_file(layer) as Arc<dyn Filesystem>).collect();
+        let fronts = over_fuse.zip(&inherited.live).map(|((layer, _), (live, _))| {
+            let index = live.index.as_ref();
+            let shortcuts = index.and_then(|index| resume_shortcuts(index, layer));
+            let one_file = self.one_file(layer).with_shortcuts(shortcuts.clone());
+            Front { filesystem: Arc::new(one_file), shortcuts }
+        });
+        let fronts: Vec<Front> = fronts.collect();
         self.go_on(inherited, &same, fronts)
     }
 
@@ -167,15 +173,15 @@ impl Mounter {
         layers: Vec<(String, Arc<dyn Content>)>,
     ) -> Result<Mount, MountError> {
         let same = [identity_of_tree(&tree, &layers)];
-        let front = Arc::new(Inodes::new(tree, layers)?);
-        self.go_on(inherited, &same, vec![front])
+        let filesystem = Arc::new(Inodes::new(tree, layers)?);
+        self.go_on(inherited, &same, vec![Front { filesystem, shortcuts: None }])
     }
 
     fn go_on(
         &self,
         inherited: Inherited,
         same: &[String],
-        fronts: Vec<Arc<dyn Filesystem>>,
+        fronts: Vec<Front>,
     ) -> Result<Mount, MountError> {
         let shown = &inherited.contents.shown;
         let is_same = shown.len() == same.len()
@@ -191,23 +197,45 @@ impl Mounter {
         let kept = Kept::new(record, holding, self.left());
         kept.resume_record(names);
         let mut mount = Mount::resumed(privilege, contents.places.staging, kept, contents.mounted);
+        let mut shortcuts = Vec::new();
         for (((live, names), front), record) in live.into_iter().zip(fronts).zip(&contents.sessions)
         {
-            let session = self.server().resume(front, record, live.clone())?;
+            let session = self.server().resume(front.filesystem, record, live.clone())?;
             mount.served_on(session, &live, names);
+            shortcuts.push(front.shortcuts);
         }
-        contents.shown.iter().for_each(|(how, _)| mount.shows(*how));
+        let mut shortcuts = shortcuts.into_iter();
+        for (how, _) in &contents.shown {
+            mount.shows(*how);
+            if *how != Shown::ErofsDirect {
+                mount.has_shortcuts(shortcuts.next().flatten());
+            }
+        }
         Ok(mount)
     }
+}
+
+/// What serves a session of a predecessor from now on.
+struct Front {
+    filesystem: Arc<dyn Filesystem>,
+    shortcuts: Option<Arc<Shortcuts>>,
+}
+
+/// What was led past us stays so; without these nothing more is.
+fn resume_shortcuts(index: &Arc<OwnedFd>, layer: &Layer) -> Option<Arc<Shortcuts>> {
+    match Shortcuts::resume(Arc::clone(index), Arc::clone(&layer.content)) {
+        Ok(Some(shortcuts)) => return Some(shortcuts),
+        Ok(None) => tracing::info!(layer = layer.name, "the layer stands in another file now"),
+        Err(error) => tracing::warn!(layer = layer.name, %error, "its index can't be read"),
+    }
+    None
 }
 
 impl Group {
     fn session(&mut self, number: usize) -> Option<(Live, Vec<Name>)> {
         let mut part = |role: &str| self.0.remove(&format!("{role}-{number}"));
-        let parts: BTreeMap<&str, _> = ["fuse", "ring", "root"]
-            .into_iter()
-            .filter_map(|role| Some((role, part(role)?)))
-            .collect();
+        let parts: BTreeMap<&str, _> =
+            Live::ROLES.into_iter().filter_map(|role| Some((role, part(role)?))).collect();
         let live = Live::of(|role| parts.get(role).map(|(_, descriptor)| Arc::clone(descriptor)))?;
         Some((live, parts.into_values().map(|(name, _)| name).collect()))
     }

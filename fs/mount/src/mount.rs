@@ -1,5 +1,6 @@
 //! A mount of ours, from its first part to its end.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -9,6 +10,7 @@ use crate::hold::Name;
 use crate::kept::Kept;
 use crate::mounter::{MountError, state};
 use crate::record::{Line, remove_staging};
+use crate::shortcuts::Shortcuts;
 use crate::transport::{Live, Privilege, Session};
 use crate::unmount;
 
@@ -21,6 +23,19 @@ pub enum Shown {
     ErofsOverFuse,
     /// A FUSE filesystem of inodes.
     Inodes,
+}
+
+/// Reads of a layer that no longer come to us.
+#[derive(Clone)]
+pub struct PastUs(Arc<Shortcuts>);
+
+impl PastUs {
+    /// Their part of all bytes of files, in percent, rounded down: at 100 the layer needs nobody. Reads the
+    /// layer's index. `None` if that fails.
+    pub fn percent(&self) -> Option<u8> {
+        let (led, all) = self.0.led().ok()?;
+        u8::try_from((led * 100).checked_div(all)?).ok()
+    }
 }
 
 /// What to do with a mount that is still in use when the time is up.
@@ -59,6 +74,8 @@ pub struct Mount {
     mount_points: Vec<PathBuf>,
     sessions: Vec<Session>,
     shown: Vec<Shown>,
+    /// Those of layers that have some, by their places in `shown`.
+    shortcuts: BTreeMap<usize, Arc<Shortcuts>>,
     staging: PathBuf,
     /// What a successor needs; none once nothing is left in the directory tree.
     kept: Option<Arc<Kept>>,
@@ -82,12 +99,19 @@ impl Mount {
         mount_points: Vec<PathBuf>,
     ) -> Self {
         let (sessions, shown, kept) = (Vec::new(), Vec::new(), Some(kept));
-        Self { privilege, mount_points, sessions, shown, staging, kept }
+        let shortcuts = BTreeMap::new();
+        Self { privilege, mount_points, sessions, shown, shortcuts, staging, kept }
     }
 
     /// How each layer is shown, the lowest first.
     pub fn layers(&self) -> &[Shown] {
         &self.shown
+    }
+
+    /// What the kernel reads of a layer without us although it is [`Shown::ErofsOverFuse`]; `None` where
+    /// there can be no such.
+    pub fn past_us(&self, layer: usize) -> Option<PastUs> {
+        self.shortcuts.get(&layer).cloned().map(PastUs)
     }
 
     /// Unmount within about `at_most`: detached at once, then waited for.
@@ -197,6 +221,12 @@ impl Mount {
 
     pub(crate) fn shows(&mut self, shown: Shown) {
         self.shown.push(shown);
+    }
+
+    /// The last layer that is shown has these.
+    pub(crate) fn has_shortcuts(&mut self, shortcuts: Option<Arc<Shortcuts>>) {
+        let last = self.shown.len().checked_sub(1);
+        self.shortcuts.extend(last.zip(shortcuts));
     }
 
     /// All of it is there.

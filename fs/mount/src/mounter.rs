@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use spanfs_cache::Content;
 use spanfs_layer::Tree;
 use spanfs_layer::erofs::DataCopy;
+use tempfile::TempPath;
 
 use crate::filesystem::{Filesystem, Open};
 use crate::front::inode::{Inodes, LayerCountError};
@@ -23,6 +24,7 @@ use crate::overlay::{self, OverlayError, OverlayOptions};
 use crate::policy::{self, Carried, Front};
 use crate::probe;
 use crate::record::{self, Places, Record};
+use crate::shortcuts::Shortcuts;
 use crate::transport::{
     CAPABILITIES, FuseOptions, Privilege, ServeError, Server, ServerOptions, Session, Transport,
 };
@@ -48,6 +50,8 @@ pub struct MounterOptions {
     pub open: Open,
     /// Source and subtype of the one-file mount.
     pub one_file: (String, String),
+    /// Whether the kernel reads past us what stands in an incomplete layer file.
+    pub shortcuts: bool,
     /// Read-ahead on our FUSE mounts in KiB; `None` keeps the kernel's 128, which measured best.
     pub read_ahead_kib: Option<u32>,
 }
@@ -74,6 +78,7 @@ impl MounterOptions {
             open: Open::Cached,
             // nerdctl and SOCI's own suites look for these two.
             one_file: ("soci".into(), "rawBridge".into()),
+            shortcuts: true,
             read_ahead_kib: None,
         }
     }
@@ -323,17 +328,26 @@ impl Mounter {
         let directory = mount.directory(&format!("file-{number}"))?;
         let (source, subtype) = &self.options.one_file;
         let fuse = self.fuse_options(Privilege::Root, Front::Erofs, source, subtype);
-        mount.served(self.serve(self.one_file(layer), &directory, fuse)?);
+        let (shortcuts, copy) = self.shortcuts(layer).unzip();
+        let one_file = self.one_file(layer).with_shortcuts(shortcuts.clone());
+        let mut session = self.serve(Arc::new(one_file), &directory, fuse)?;
+        if let (Some(live), Some(shortcuts)) = (&mut session.live, &shortcuts) {
+            live.index = Some(Arc::clone(shortcuts.index()));
+        }
+        mount.served(session);
         mount.mounted(directory.clone());
         let open = |name| {
             let path = directory.join(name);
             std::fs::File::open(&path).map_err(|source| state("open", &path, source))
         };
         let (small, large) = (open(FILE_NAME)?, open(LARGE_NAME)?);
-        let data = front::erofs::Data { small: small.as_fd(), large: large.as_fd() };
-        front::erofs::mount(&layer.index, data, place)?;
+        let (small, large) = (small.as_fd(), large.as_fd());
+        let direct = layer.content.layer_file().unwrap_or(large);
+        let index = copy.as_deref().unwrap_or(&layer.index);
+        front::erofs::mount(index, front::erofs::Data { small, large, direct }, place)?;
         mount.mounted(place.to_owned());
         mount.shown(Shown::ErofsOverFuse, &identity(layer));
+        mount.has_shortcuts(shortcuts);
         if self.options.parts == Parts::Hidden {
             mount.hide(&directory);
         }
@@ -342,14 +356,26 @@ impl Mounter {
 }
 
 impl Mounter {
-    pub(crate) fn one_file(&self, layer: &Layer) -> Arc<OneFile> {
-        Arc::new(OneFile::with_copies(
+    pub(crate) fn one_file(&self, layer: &Layer) -> OneFile {
+        OneFile::with_copies(
             Arc::clone(&layer.content),
             &layer.name,
             self.options.open,
             layer.data_len,
             &layer.copies,
-        ))
+        )
+    }
+
+    /// Without them all reads come to us, now and when all is there.
+    fn shortcuts(&self, layer: &Layer) -> Option<(Arc<Shortcuts>, TempPath)> {
+        let made = if self.options.shortcuts { Shortcuts::make(layer) } else { Ok(None) };
+        made.unwrap_or_else(|error| {
+            let index = layer.index.display();
+            tracing::warn!(
+                "reads of what is here go through us, too: the index {index} can't be copied: {error}"
+            );
+            None
+        })
     }
 }
 

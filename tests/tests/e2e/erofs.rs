@@ -211,12 +211,11 @@ impl Scratch {
         self.mounts.borrow_mut().push(target.to_owned());
     }
 
-    /// Writes the index of a tree and the layer files it needs, once for small files and once for
-    /// large ones.
+    /// Writes the index of a tree and the layer files it needs, once for each way to them.
     fn write_index(&self, tree: &Tree, tars: &[&[u8]]) -> (PathBuf, Vec<PathBuf>) {
         let len = |tar: &&[u8]| (tar.len() as u64).next_multiple_of(erofs::BLOCK);
         let devices: Vec<_> = tars.iter().map(|tar| Device { len: len(tar), tag: b"" }).collect();
-        let index = erofs::write_apart(tree, &devices, LARGE_LEN_MIN).expect("an index");
+        let index = erofs::write_ways(tree, &devices, LARGE_LEN_MIN).expect("an index");
         let directory = self.directory("index");
         let files = tars.iter().enumerate().map(|(number, tar)| {
             let path = directory.join(format!("layer-{number}"));
@@ -224,7 +223,7 @@ impl Scratch {
             path
         });
         let files: Vec<_> = files.collect();
-        let files = [files.clone(), files].concat();
+        let files = vec![files; usize::from(erofs::WAYS)].concat();
         let path = directory.join("index");
         fs::write(&path, &index.bytes).expect("an index file");
         (path, files)

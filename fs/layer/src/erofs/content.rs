@@ -1,7 +1,7 @@
 //! Where the bytes of a regular file lie: chunk indexes into its layer file.
 //!
-//! A file that lies in one piece on a block border needs one chunk as large as itself. A sparse
-//! file's chunks are as large as its borders allow; where these are no block borders, its chunks
+//! A file that lies in one piece on a block border needs one chunk as large as itself, or as the
+//! index allows. A sparse file's chunks are as large as its borders allow; where these are no block borders, its chunks
 //! are laid out anew behind the end of the tar, by copies that the owner of the layer file makes
 //! once the tar is complete.
 
@@ -74,9 +74,11 @@ pub(super) struct DataFile {
     pub(super) len: u64,
 }
 
-/// Finds the chunks of a regular file with content.
+/// Finds the chunks of a regular file with content, of at most `1 << bits_max` bytes unless they would
+/// be too many.
 pub(super) fn chunks_of(
     node: &Node<'_>,
+    bits_max: u32,
     file: &mut DataFile,
     copies: &mut Vec<DataCopy>,
 ) -> Result<Chunks, ErofsError> {
@@ -92,23 +94,25 @@ pub(super) fn chunks_of(
         && run.len == size
         && run.data.0 % BLOCK == 0
     {
-        let bits = bits_of(size);
+        let bits = bits_of(size, bits_max);
         let first = (run.data.0 / BLOCK) as u32;
         return Ok(Chunks { bits, blocks: Blocks::Run { first, count: size.div_ceil(1 << bits) } });
     }
-    match direct(node) {
+    match direct(node, bits_max) {
         Some(chunks) => Ok(chunks),
         None => copied(node, file, copies),
     }
 }
 
-/// log2 of one chunk that holds the whole file, if there is one that large.
-fn bits_of(size: u64) -> u32 {
-    (u64::BITS - size.saturating_sub(1).leading_zeros()).clamp(BLOCK_BITS, CHUNK_BITS_MAX)
+/// log2 of one chunk that holds the whole file, or of the largest that is to be.
+fn bits_of(size: u64, bits_max: u32) -> u32 {
+    let log2_up = |len: u64| u64::BITS - len.saturating_sub(1).leading_zeros();
+    let bits_min = log2_up(size.div_ceil(CHUNKS_MAX));
+    log2_up(size).min(bits_max).max(bits_min).clamp(BLOCK_BITS, CHUNK_BITS_MAX)
 }
 
 /// Chunks where the runs lie already, if all their borders allow it.
-fn direct(node: &Node<'_>) -> Option<Chunks> {
+fn direct(node: &Node<'_>, bits_max: u32) -> Option<Chunks> {
     let size = node.size();
     let mut borders = 0;
     for run in node.extents() {
@@ -118,7 +122,7 @@ fn direct(node: &Node<'_>) -> Option<Chunks> {
             return None;
         }
     }
-    let bits = borders.trailing_zeros().min(bits_of(size));
+    let bits = borders.trailing_zeros().min(bits_of(size, bits_max));
     let count = size.div_ceil(1 << bits);
     if bits < BLOCK_BITS || count > CHUNKS_MAX {
         return None;

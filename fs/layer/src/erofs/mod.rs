@@ -10,6 +10,7 @@
 //! | 1152 | device slots, 128 bytes each |
 //! | then, in 32-byte slots | the root's [`inode`], attributes shared by several inodes ([`xattr`]) |
 //! | then | for each directory, breadth first: its full blocks ([`dirent`]), its children's inodes |
+//! | behind the image | its [`Lead`]s, which the kernel doesn't know of |
 //!
 //! with each inode followed by its own attributes and its chunk indexes, or the tail of its
 //! directory or symlink. Blocks have 512 bytes, as tar has, so that any file of a tar can be
@@ -23,6 +24,7 @@ mod dirent;
 mod error;
 mod image;
 mod inode;
+mod lead;
 mod reader;
 mod superblock;
 mod writer;
@@ -30,8 +32,9 @@ mod xattr;
 
 pub use content::DataCopy;
 pub use error::ErofsError;
+pub use lead::{CHUNK_BLOCKS, Lead};
 pub use reader::{DeviceSlot, Dirent, Inode, ReadError, Reader, Xattr};
-pub use writer::{Device, Index, device_count, write, write_apart};
+pub use writer::{Device, Index, WAYS, device_count, image_len, write, write_ways};
 
 /// Bytes of a block: those of a tar's, so that a file's data begins at one.
 pub const BLOCK: u64 = 512;

@@ -66,10 +66,19 @@ impl Superblock {
 
 /// Devices of the image that begins with `head`.
 pub(super) fn device_count(head: &[u8]) -> Option<u16> {
-    let field = head.get(AT..AT + LEN)?;
-    let (magic, rest) = field.split_first_chunk()?;
-    let count = rest.get(86 - 4..)?.first_chunk()?;
-    (u32::from_le_bytes(*magic) == MAGIC).then(|| u16::from_le_bytes(*count))
+    field(head, 86).map(u16::from_le_bytes)
+}
+
+/// Its blocks.
+pub(super) fn block_count(head: &[u8]) -> Option<u32> {
+    field(head, 36).map(u32::from_le_bytes)
+}
+
+fn field<const N: usize>(head: &[u8], at: usize) -> Option<[u8; N]> {
+    let superblock = head.get(AT..AT + LEN)?;
+    let magic = superblock.first_chunk()?;
+    let field = superblock.get(at..)?.first_chunk()?;
+    (u32::from_le_bytes(*magic) == MAGIC).then_some(*field)
 }
 
 pub(super) fn put_device(image: &mut Image, number: usize, tag: &[u8], blocks: u32, flat: u32) {

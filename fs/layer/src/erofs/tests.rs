@@ -217,13 +217,13 @@ fn huge_files_need_more_than_one_index() {
 fn large_files_lie_in_devices_of_their_own() {
     let tree = tree_of(&[regular("small", 512, 99_999), regular("large", 1 << 20, 100_000)]);
     let device = Device { len: DATA_LEN, tag: b"tag" };
-    let index = write_apart(&tree, &[device], 100_000).unwrap();
-    assert_eq!(device_count(&index.bytes), Some(2));
+    let index = write_ways(&tree, &[device], 100_000).unwrap();
+    assert_eq!(device_count(&index.bytes), Some(3));
     assert_eq!(device_count(&index_of(&tree).bytes), Some(1));
     assert_eq!(device_count(&[0; 2000]), None);
     assert_eq!(index.data_lens, [DATA_LEN]);
     let reader = Reader::new(&index.bytes).unwrap();
-    assert_eq!(reader.devices().len(), 2);
+    assert_eq!(reader.devices().len(), 3);
     let entries = reader.entries(&reader.inode(reader.root()).unwrap()).unwrap();
     let device_of = |name: &[u8]| {
         let entry = entries.iter().find(|entry| entry.name == name).unwrap();
@@ -232,6 +232,60 @@ fn large_files_lie_in_devices_of_their_own() {
     };
     assert_eq!(device_of(b"small"), [(0, 512, 99_999)]);
     assert_eq!(device_of(b"large"), [(1, 1 << 20, 100_000)]);
+}
+
+/// The table behind an image, and the image with each of its chunks led to the last device.
+fn leads(index: &Index) -> (Vec<Lead>, Vec<u8>) {
+    let len = image_len(&index.bytes).unwrap() as usize;
+    let (image, table) = index.bytes.split_at(len);
+    let (table, []) = table.as_chunks() else { panic!("a table of {} bytes", table.len()) };
+    let leads: Vec<Lead> = table.iter().map(Lead::decode).collect();
+    let mut led = image.to_vec();
+    for lead in &leads {
+        let place = &mut led[lead.at as usize..][..2];
+        assert_eq!(*place, lead.device.to_le_bytes(), "{lead:?}");
+        place.copy_from_slice(&WAYS.to_le_bytes());
+    }
+    (leads, led)
+}
+
+#[test]
+fn each_chunk_can_be_led_to_the_last_device() {
+    let records = [
+        regular("large", 1 << 21, (5 << 20) + 700),
+        regular("small", 512, 99_999),
+        Record { link: b"small".to_vec(), ..record(Kind::Hardlink, "link") },
+        regular("empty", 512, 0),
+    ];
+    let device = Device { len: 8 << 20, tag: b"" };
+    let index = write_ways(&tree_of(&records), &[device], 1 << 20).unwrap();
+    let (leads, led) = leads(&index);
+    let found: Vec<_> = leads.iter().map(|it| (it.first_block, it.blocks, it.device)).collect();
+    let large = |chunk: u32, blocks| (4096 + chunk * CHUNK_BLOCKS, blocks, 2);
+    let mut expected = vec![(1, 196, 1)];
+    expected.extend((0..5).map(|chunk| large(chunk, CHUNK_BLOCKS as u16)));
+    expected.push(large(5, 2));
+    assert_eq!(found, expected);
+    let reader = Reader::new(&led).unwrap();
+    let root = reader.inode(reader.root()).unwrap();
+    for (name, at, len) in [(&b"small"[..], 512, 99_999), (b"large", 1 << 21, (5 << 20) + 700)] {
+        let inode = reader.inode(reader.lookup(&root, name).unwrap().unwrap()).unwrap();
+        let run = SparseSegment { file: FileOffset(0), data: UncompressedOffset(at), len };
+        assert_eq!(reader.extents(&inode).unwrap(), [(2, run)]);
+    }
+}
+
+#[test]
+fn holes_and_copies_are_led_nowhere() {
+    let odd = Record { name: b"odd".to_vec(), ..sparse(9000, &[(7, 512, 9)]) };
+    let tree = tree_of(&[sparse(3 << 20, &[(1 << 20, 512, 1 << 20)]), odd]);
+    let index = write_ways(&tree, &[Device { len: DATA_LEN, tag: b"" }], 1 << 30).unwrap();
+    assert!(!index.copies.is_empty());
+    let found: Vec<_> = leads(&index).0.iter().map(|it| (it.first_block, it.blocks)).collect();
+    assert_eq!(found, [(1, 2048)]);
+    // Who leads knows one layer file.
+    let plain = index_of(&tree);
+    assert_eq!(image_len(&plain.bytes), Some(plain.bytes.len() as u64));
 }
 
 #[test]

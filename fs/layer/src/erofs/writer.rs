@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use super::content::{self, Chunks, DataCopy, DataFile};
 use super::image::Image;
 use super::inode::{self, Inode, Layout};
+use super::lead::{self, Lead};
 use super::superblock::{self, Superblock};
 use super::{BLOCK, ErofsError, NO_BLOCK, SLOT, dirent, xattr};
 use crate::tree::{Node, NodeId, NodeKind};
@@ -24,7 +25,7 @@ pub struct Device<'a> {
 /// The index of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
-    /// The image, a multiple of 512 bytes long.
+    /// The image, a multiple of 512 bytes long; that of [`write_ways`] has its [`Lead`]s behind it.
     pub bytes: Vec<u8>,
     /// What its layer files need beyond their tars; empty unless sparse files demand it. Until the
     /// copies are made these files, and only these, read as zeros.
@@ -33,7 +34,7 @@ pub struct Index {
     pub data_lens: Vec<u64>,
 }
 
-/// Their slots must leave the root a number of 16 bits, also twice.
+/// Their slots must leave the root a number of 16 bits, also three times.
 const DEVICES_MAX: usize = 4096;
 /// By our policy: hundred times the largest index seen.
 const INDEX_BYTES_MAX: u64 = 4 << 30;
@@ -46,11 +47,13 @@ pub fn write(tree: &Tree, devices: &[Device<'_>]) -> Result<Index, ErofsError> {
     write_devices(tree, devices, None)
 }
 
-/// The same, with all devices twice: files of at least `large_len_min` bytes lie in the second set.
+/// The same, with all devices [`WAYS`] times: as many ways to the same layer file.
 ///
-/// So the kernel may read large files in another way than small ones, though both lie in the same
-/// layer file: the image is to be mounted with the `device=` options of all, then those of all again.
-pub fn write_apart(
+/// Small files lie in the first set, those of at least `large_len_min` bytes in the second, so that the
+/// kernel may read them in another way. In the third lies nothing: an owner of the index may lead a
+/// chunk there, by the [`Lead`]s that follow the image if it has one layer file. For that, no chunk is
+/// larger than it must be. The image is to be mounted with the `device=` options of all, so many times.
+pub fn write_ways(
     tree: &Tree,
     devices: &[Device<'_>],
     large_len_min: u64,
@@ -58,9 +61,17 @@ pub fn write_apart(
     write_devices(tree, devices, Some(large_len_min))
 }
 
+/// Sets of devices in an index of [`write_ways`].
+pub const WAYS: u16 = 3;
+
 /// Devices that an index wants, by its first bytes (those before its first inode); `None` if it is none.
 pub fn device_count(head: &[u8]) -> Option<u16> {
     superblock::device_count(head)
+}
+
+/// Length of the image in an index, by its first bytes: behind it are its [`Lead`]s.
+pub fn image_len(head: &[u8]) -> Option<u64> {
+    superblock::block_count(head).map(|blocks| u64::from(blocks) * BLOCK)
 }
 
 fn write_devices(
@@ -69,7 +80,7 @@ fn write_devices(
     apart: Option<u64>,
 ) -> Result<Index, ErofsError> {
     let files = check_devices(tree, devices)?;
-    let sets = if apart.is_some() { 2 } else { 1 };
+    let sets = if apart.is_some() { usize::from(WAYS) } else { 1 };
     let epoch = most_frequent_mtime(tree);
     let mut writer = Writer {
         tree,
@@ -80,6 +91,7 @@ fn write_devices(
         copies: Vec::new(),
         shapes: Vec::with_capacity(tree.node_count() as usize),
         sparse: HashMap::new(),
+        leads: Vec::new(),
         area_at: 0,
         at: (superblock::DEVICES_AT + sets * devices.len() * superblock::DEVICE_SLOT) as u64,
     };
@@ -93,7 +105,9 @@ fn write_devices(
     writer.encode(&mut image);
     writer.seal(&mut image, &devices.repeat(sets));
     let data_lens = writer.files.iter().map(|file| file.len).collect();
-    Ok(Index { bytes: image.bytes, copies: writer.copies, data_lens })
+    let mut bytes = image.bytes;
+    lead::append(&mut writer.leads, &mut bytes);
+    Ok(Index { bytes, copies: writer.copies, data_lens })
 }
 
 fn check_devices(tree: &Tree, devices: &[Device<'_>]) -> Result<Vec<DataFile>, ErofsError> {
@@ -152,6 +166,8 @@ struct Writer<'a> {
     shapes: Vec<Shape>,
     /// Chunks of the files that are not in one piece.
     sparse: HashMap<NodeId, Chunks>,
+    /// Of all chunks that may be led elsewhere.
+    leads: Vec<Lead>,
     /// Where shared attributes lie.
     area_at: u64,
     /// First free byte.
@@ -257,10 +273,11 @@ impl<'a> Writer<'a> {
 
     /// Number of a file's chunks, which are remembered unless they are quickly found again.
     fn chunks(&mut self, node: &Node<'_>) -> Result<u64, ErofsError> {
+        let bits_max = self.bits_max();
         let Some(file) = self.files.get_mut(usize::from(node.layer())) else {
             unreachable!("a tree of {} layers", self.tree.layer_count())
         };
-        let chunks = content::chunks_of(node, file, &mut self.copies)?;
+        let chunks = content::chunks_of(node, bits_max, file, &mut self.copies)?;
         let count = chunks.count();
         if matches!(chunks.blocks, content::Blocks::Each(_)) {
             self.sparse.insert(node.id(), chunks);
@@ -268,10 +285,12 @@ impl<'a> Writer<'a> {
         Ok(count)
     }
 
-    fn encode(&self, image: &mut Image) {
+    fn encode(&mut self, image: &mut Image) {
         let mut payload = Vec::new();
         let mut head = [0; inode::EXTENDED_LEN as usize];
-        for (node, shape) in self.tree.nodes().zip(&self.shapes) {
+        let tree = self.tree;
+        for (number, node) in tree.nodes().enumerate() {
+            let Some(&shape) = self.shapes.get(number) else { break };
             let body = self.bodies.of(&node);
             let chunks =
                 if shape.layout == Layout::Chunks { self.chunks_again(&node) } else { None };
@@ -282,7 +301,7 @@ impl<'a> Writer<'a> {
                 layout: shape.layout,
                 xattr_count: xattr::count(body),
                 size: shape.size,
-                union: union(&node, shape, chunks.as_ref()),
+                union: union(&node, &shape, chunks.as_ref()),
             };
             let mut at = shape.nid as usize * SLOT as usize;
             let len = inode.encode(&mut head);
@@ -297,9 +316,9 @@ impl<'a> Writer<'a> {
                     };
                     dirent::encode(self.tree, &node, nid, &mut payload);
                     debug_assert_eq!(payload.len() as u64, shape.size);
-                    put_payload(image, shape, at, &payload);
+                    put_payload(image, &shape, at, &payload);
                 }
-                NodeKind::Symlink => put_payload(image, shape, at, node.link()),
+                NodeKind::Symlink => put_payload(image, &shape, at, node.link()),
                 _ => {}
             }
             if let Some(chunks) = chunks {
@@ -314,18 +333,33 @@ impl<'a> Writer<'a> {
         }
         let file = self.files.get(usize::from(node.layer()))?;
         let mut file = DataFile { ..*file };
-        content::chunks_of(node, &mut file, &mut Vec::new()).ok()
+        content::chunks_of(node, self.bits_max(), &mut file, &mut Vec::new()).ok()
     }
 
-    fn put_indexes(&self, image: &mut Image, mut at: usize, node: &Node<'_>, chunks: &Chunks) {
+    fn put_indexes(&mut self, image: &mut Image, mut at: usize, node: &Node<'_>, chunks: &Chunks) {
         let is_apart = self.apart.is_some_and(|len_min| node.size() >= len_min);
         let first = if is_apart { self.tree.layer_count() } else { 0 };
         let device = first + node.layer() + 1;
+        // Who leads knows one layer file.
+        let in_tar = self.files.first().filter(|_| self.apart.is_some() && self.files.len() == 1);
+        let tar_blocks = in_tar.map_or(0, |file| file.tar_len / BLOCK);
+        let mut left = node.size();
         for block in chunks.blocks() {
             image.put(at + 2, &device.to_le_bytes());
             image.put(at + 4, &block.to_le_bytes());
+            let len = left.min(1 << chunks.bits);
+            left -= len;
+            // Not of holes, nor of what only an index has behind the tar.
+            if u64::from(block) < tar_blocks && chunks.bits <= lead::CHUNK_BITS {
+                let (at, blocks) = (at as u32 + 2, len.div_ceil(BLOCK) as u16);
+                self.leads.push(Lead { first_block: block, blocks, at, device });
+            }
             at += inode::CHUNK_INDEX_LEN as usize;
         }
+    }
+
+    fn bits_max(&self) -> u32 {
+        if self.apart.is_some() { lead::CHUNK_BITS } else { inode::CHUNK_BITS_MAX }
     }
 
     /// Writes what speaks of the image as a whole.

@@ -10,6 +10,7 @@ use rustix::mount::MountAttrFlags;
 use spanfs_layer::erofs;
 
 use crate::kernel_mount::{Context, KernelMountError, ShortPath, through};
+use crate::shortcuts::HEAD_LEN;
 
 /// The layer file of an index, in the ways in which the kernel shall read it.
 #[derive(Clone, Copy)]
@@ -18,11 +19,13 @@ pub struct Data<'a> {
     pub small: BorrowedFd<'a>,
     /// For large files, where the index has them in a device of their own.
     pub large: BorrowedFd<'a>,
+    /// For what [shortcuts](crate::shortcuts) lead past these two, where the index has a device for it.
+    pub direct: BorrowedFd<'a>,
 }
 
 impl<'a> From<BorrowedFd<'a>> for Data<'a> {
     fn from(file: BorrowedFd<'a>) -> Self {
-        Self { small: file, large: file }
+        Self { small: file, large: file, direct: file }
     }
 }
 
@@ -59,15 +62,14 @@ fn make(
     let short = ShortPath::to(index);
     let source = short.as_ref().map_or(index.as_os_str(), ShortPath::as_os_str);
     context.set("source", source)?;
-    for device in [data.small, data.large].into_iter().take(device_count(index)) {
+    for device in [data.small, data.large, data.direct].into_iter().take(device_count(index)) {
         context.set("device", AsRef::<OsStr>::as_ref(&through(device)))?;
     }
     place(context)
 }
 
-/// Devices that an index wants, one or two. What can't be read the kernel refuses with a reason.
+/// Devices that an index wants, one or three. What can't be read the kernel refuses with a reason.
 fn device_count(index: &Path) -> usize {
-    const HEAD_LEN: usize = 2048;
     let mut head = [0; HEAD_LEN];
     let read = File::open(index).and_then(|file| file.read_at(&mut head, 0));
     let count = read.ok().and_then(|len| erofs::device_count(head.get(..len)?));

@@ -17,6 +17,7 @@ use super::runs::{self, Run};
 use crate::filesystem::{
     Attributes, DirectoryEntry, FileType, Filesystem, FillReply, Ino, Located, Open, Statfs,
 };
+use crate::shortcuts::Shortcuts;
 use crate::{Errno, front::dots};
 
 /// Name of the file.
@@ -36,6 +37,8 @@ pub struct OneFile {
     len: u64,
     open: Open,
     failures: Arc<Failures>,
+    /// They follow the content as long as the file is shown.
+    _shortcuts: Option<Arc<Shortcuts>>,
 }
 
 impl OneFile {
@@ -63,7 +66,12 @@ impl OneFile {
         let mut runs: Vec<Run> = std::iter::once(tar).chain(behind).collect();
         runs.sort_unstable_by_key(|run| run.file);
         let len = content.len().max(len_min);
-        Self { content, runs, len, open, failures: Arc::new(Failures::of(name)) }
+        let failures = Arc::new(Failures::of(name));
+        Self { content, runs, len, open, failures, _shortcuts: None }
+    }
+
+    pub(crate) fn with_shortcuts(self, shortcuts: Option<Arc<Shortcuts>>) -> Self {
+        Self { _shortcuts: shortcuts, ..self }
     }
 
     /// The runs that hold any byte from `offset` on.

@@ -8,6 +8,8 @@ use std::sync::Arc;
 pub(crate) struct Live {
     /// The FUSE connection.
     pub(crate) device: Arc<OwnedFd>,
+    /// The index that is mounted over it, of a mount with [shortcuts](crate::shortcuts).
+    pub(crate) index: Option<Arc<OwnedFd>>,
     /// Memory with requests and replies under way, of a transport that shares some with the kernel.
     pub(crate) ring: Option<Arc<OwnedFd>>,
     /// Root of the mount, of a transport that must be able to make requests itself. It keeps the mount
@@ -18,18 +20,22 @@ pub(crate) struct Live {
 impl Live {
     /// Of a transport that needs no more than its connection.
     pub(crate) fn of_device(device: &Arc<OwnedFd>) -> Self {
-        Self { device: Arc::clone(device), ring: None, root: None }
+        Self { device: Arc::clone(device), index: None, ring: None, root: None }
     }
 
-    /// With the name that each has in a hold.
+    /// What they are called in a hold.
+    pub(crate) const ROLES: [&str; 4] = ["fuse", "index", "ring", "root"];
+
+    /// With the name that each has in a hold, in the order of those names.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (&'static str, &Arc<OwnedFd>)> {
-        let parts = [("fuse", Some(&self.device)), ("ring", self.ring.as_ref())];
-        let parts = parts.into_iter().chain([("root", self.root.as_ref())]);
-        parts.filter_map(|(role, descriptor)| Some((role, descriptor?)))
+        let Self { device, index, ring, root } = self;
+        let parts = [Some(device), index.as_ref(), ring.as_ref(), root.as_ref()];
+        Self::ROLES.into_iter().zip(parts).filter_map(|(role, part)| Some((role, part?)))
     }
 
     /// From such parts; none without a connection.
     pub(crate) fn of(part: impl Fn(&str) -> Option<Arc<OwnedFd>>) -> Option<Self> {
-        Some(Self { device: part("fuse")?, ring: part("ring"), root: part("root") })
+        let [fuse, index, ring, root] = Self::ROLES.map(part);
+        Some(Self { device: fuse?, index, ring, root })
     }
 }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 
-use spanfs_cache::{Content, ReadError, ReadReply};
+use spanfs_cache::{Content, Follower, ReadError, ReadReply};
 use spanfs_layer::UncompressedOffset;
 
 /// What happens to a fill.
@@ -35,9 +36,27 @@ pub(crate) struct Steered {
     pages: std::fs::File,
     /// How often those were lent.
     pub(crate) lent: AtomicUsize,
+    /// A layer file that fills, if there is one.
+    standing: Option<Standing>,
+    /// Whoever comes to us gets an error.
+    pub(crate) refuses: AtomicBool,
 }
 
-const PAGE: usize = 64 << 10;
+/// A layer file with what came of every other stretch, and holes elsewhere: whoever reads past the content
+/// what he must not finds zeros.
+struct Standing {
+    file: std::fs::File,
+    followers: Mutex<Vec<Weak<dyn Follower>>>,
+}
+
+pub(crate) const PAGE: usize = 64 << 10;
+
+/// Pages that come to stand or not together: more than a chunk of an index has.
+const STRETCH: usize = 24;
+
+fn bytes_of(pages: Range<usize>) -> Range<UncompressedOffset> {
+    UncompressedOffset((pages.start * PAGE) as u64)..UncompressedOffset((pages.end * PAGE) as u64)
+}
 
 impl Steered {
     pub(crate) fn new(mut bytes: Vec<u8>, fate: Fate) -> Arc<Self> {
@@ -45,7 +64,7 @@ impl Steered {
         let present = vec![false; bytes.len().div_ceil(PAGE)];
         let memory = rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let pages = std::fs::File::from(memory);
-        std::os::unix::fs::FileExt::write_all_at(&pages, &bytes, 0).unwrap();
+        pages.write_all_at(&bytes, 0).unwrap();
         Arc::new(Self {
             bytes,
             present: Mutex::new(present),
@@ -56,7 +75,46 @@ impl Steered {
             file: None,
             pages,
             lent: AtomicUsize::new(0),
+            standing: None,
+            refuses: AtomicBool::new(false),
         })
+    }
+
+    /// Every other stretch comes to stand in a layer file at `path`, which may be there from before.
+    pub(crate) fn standing(bytes: Vec<u8>, fate: Fate, path: &std::path::Path) -> Arc<Self> {
+        let mut content = Arc::into_inner(Self::new(bytes, fate)).unwrap();
+        let mut options = std::fs::File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).open(path).unwrap();
+        file.set_len(content.bytes.len() as u64).unwrap();
+        content.standing = Some(Standing { file, followers: Mutex::default() });
+        Arc::new(content)
+    }
+
+    /// Whether a page is one of those that come to stand in the layer file.
+    fn comes_to_stand(page: usize) -> bool {
+        (page / STRETCH).is_multiple_of(2)
+    }
+
+    /// Those that are there.
+    pub(crate) fn all_standing(&self) -> Vec<usize> {
+        let present = self.present.lock().unwrap();
+        (0..present.len()).filter(|page| present[*page] && Self::comes_to_stand(*page)).collect()
+    }
+
+    /// Bytes of some pages come.
+    pub(crate) fn bring(&self, pages: Range<usize>) {
+        self.mark(&bytes_of(pages));
+    }
+
+    /// They go again, and are missed where they stood.
+    pub(crate) fn lose(&self, pages: Range<usize>) {
+        self.present.lock().unwrap()[pages.clone()].fill(false);
+        self.tell(|it| it.handle_gone(bytes_of(pages.clone())));
+    }
+
+    fn tell(&self, event: impl Fn(&dyn Follower)) {
+        let followers = self.standing.as_ref().map(|it| it.followers.lock().unwrap().clone());
+        followers.iter().flatten().filter_map(Weak::upgrade).for_each(|it| event(&*it));
     }
 
     /// All present, in a file.
@@ -102,8 +160,17 @@ impl Steered {
     }
 
     fn mark(&self, range: &Range<UncompressedOffset>) {
-        let pages = range.start.0 as usize / PAGE..(range.end.0 as usize).div_ceil(PAGE);
+        let end = (range.end.0 as usize).div_ceil(PAGE).min(self.bytes.len().div_ceil(PAGE));
+        let pages = range.start.0 as usize / PAGE..end;
+        let standing = self.standing.iter();
+        for (standing, page) in standing.flat_map(|it| pages.clone().map(move |page| (it, page))) {
+            if Self::comes_to_stand(page) {
+                let bytes = &self.bytes[page * PAGE..self.bytes.len().min((page + 1) * PAGE)];
+                standing.file.write_all_at(bytes, (page * PAGE) as u64).unwrap();
+            }
+        }
         self.present.lock().unwrap()[pages].fill(true);
+        self.tell(|it| it.handle_stands(range.clone()));
     }
 }
 
@@ -120,6 +187,9 @@ impl Content for Handle {
         offset: UncompressedOffset,
         buffer: &mut [u8],
     ) -> Result<Option<usize>, ReadError> {
+        if self.0.refuses.load(Ordering::Relaxed) {
+            return Err(ReadError::Storage("the test refuses".into()));
+        }
         let start = (offset.0 as usize).min(self.0.bytes.len());
         let end = (start + buffer.len()).min(self.0.bytes.len());
         if !self.0.is_present(start..end) {
@@ -154,7 +224,8 @@ impl Content for Handle {
 
     fn present_file(&self, range: Range<UncompressedOffset>) -> Option<BorrowedFd<'_>> {
         let is_present = self.0.is_present(range.start.0 as usize..range.end.0 as usize);
-        is_present.then(|| {
+        let lends = is_present && !self.0.refuses.load(Ordering::Relaxed);
+        lends.then(|| {
             self.0.lent.fetch_add(1, Ordering::Relaxed);
             self.0.pages.as_fd()
         })
@@ -162,6 +233,23 @@ impl Content for Handle {
 
     fn complete_file(&self) -> Option<BorrowedFd<'_>> {
         self.0.file.as_ref().map(AsFd::as_fd)
+    }
+
+    fn layer_file(&self) -> Option<BorrowedFd<'_>> {
+        self.0.standing.as_ref().map(|it| it.file.as_fd())
+    }
+
+    fn stands(&self, range: Range<UncompressedOffset>) -> bool {
+        let (start, end) = (range.start.0 as usize, range.end.0 as usize);
+        let mut pages = start / PAGE..end.div_ceil(PAGE);
+        self.0.is_present(start..end) && pages.all(Steered::comes_to_stand)
+    }
+
+    fn follow(&self, follower: Weak<dyn Follower>) {
+        let Some(standing) = &self.0.standing else { return };
+        standing.followers.lock().unwrap().push(follower);
+        let all = UncompressedOffset(0)..UncompressedOffset(self.0.bytes.len() as u64);
+        self.0.tell(|it| it.handle_stands(all.clone()));
     }
 }
 

@@ -201,16 +201,29 @@ impl Maker {
                 Steered::complete(self.bytes.clone(), &directory.join("data"))
             }
         };
-        let handle = Arc::new(Handle(Arc::clone(&content)));
+        (self.shown(directory, &content), content)
+    }
+
+    /// The same, with a layer file in which every other stretch comes to stand.
+    pub(crate) fn standing(&self, directory: &Path, fate: Fate) -> (Layer, Arc<Steered>) {
+        std::fs::create_dir_all(directory).unwrap();
+        let content = Steered::standing(self.bytes.clone(), fate, &directory.join("standing"));
+        (self.shown(directory, &content), content)
+    }
+
+    fn shown(&self, directory: &Path, content: &Arc<Steered>) -> Layer {
+        let handle = Arc::new(Handle(Arc::clone(content)));
         let device = Device { len: self.bytes.len() as u64, tag: b"test" };
         // The largest file lies in a device of its own.
-        let made = erofs::write_apart(&self.tree(), &[device], 1 << 20).unwrap();
+        let made = erofs::write_ways(&self.tree(), &[device], 1 << 20).unwrap();
         std::fs::create_dir_all(directory).unwrap();
         let index = directory.join("index, with a comma");
-        std::fs::write(&index, &made.bytes).unwrap();
+        // Not in its place: a predecessor's may be mounted.
+        let fresh = directory.join("index.new");
+        std::fs::write(&fresh, &made.bytes).unwrap();
+        std::fs::rename(&fresh, &index).unwrap();
         let (name, data_len) = ("test".into(), made.data_lens[0]);
-        let layer = Layer { name, content: handle, index, data_len, copies: made.copies };
-        (layer, content)
+        Layer { name, content: handle, index, data_len, copies: made.copies }
     }
 }
 

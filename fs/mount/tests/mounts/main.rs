@@ -13,5 +13,6 @@ mod pjdfstest;
 mod probe;
 mod readonly;
 mod scratch;
+mod shortcuts;
 mod snapshot;
 mod survive;

@@ -21,8 +21,11 @@ use crate::conformance::{PATIENCE, Road};
 use crate::content::{Fate, noise};
 use crate::layers::Maker;
 use crate::scratch::{Scratch, is_soak, is_strict, may_mount};
+use crate::shortcuts::read_cold;
 
 const CHILD: &str = "SPANFS_TEST_CHILD";
+/// A child whose layer comes to stand in a layer file, some of it.
+const SHORTCUTS: &str = "shortcuts";
 const READERS: u64 = 4;
 const BIG: usize = 8 << 20;
 /// Kills where somebody waits for the tests, and how long they come in CI and in the long version.
@@ -111,7 +114,10 @@ fn child_that_serves() {
     let mounter = Mounter::new(options).unwrap();
     let maker = maker();
     let fate = if more == "hold" { Fate::Hold } else { Fate::Late };
-    let (layer, content) = maker.layer(&path.join("layer"), Some(fate));
+    let (layer, content) = match more {
+        SHORTCUTS => maker.standing(&path.join("layer"), fate),
+        _ => maker.layer(&path.join("layer"), Some(fate)),
+    };
     let at = path.join("at");
     let inherited = mounter.inherit(Privilege::Root).unwrap();
     let old = inherited.at(&at).pop();
@@ -252,27 +258,29 @@ fn killed_again_and_again_readers_see_a_pause() {
     // Side by side, so that the long version takes no longer than one of them.
     std::thread::scope(|scope| {
         for number in 0..SERVED.len() {
-            scope.spawn(move || killed_again_and_again(number, every, kills));
+            scope.spawn(move || killed_again_and_again(number, "", every, kills));
         }
+        scope.spawn(move || killed_again_and_again(0, SHORTCUTS, every, kills));
     });
 }
 
-fn killed_again_and_again(number: usize, every: Duration, kills: u32) {
+fn killed_again_and_again(number: usize, more: &str, every: Duration, kills: u32) {
     let scratch = Scratch::new();
     let at = scratch.directory("at");
-    let mut server = Server::start(number, &scratch);
+    let mut server = Server::start_with(number, &scratch, more);
     let readers = Readers::start(&at.join("d/big"));
     for _ in 0..kills {
         std::thread::sleep(every);
         readers.wait_for_progress();
         server.end(Signal::KILL);
-        server = Server::start(number, &scratch);
+        server = Server::start_with(number, &scratch, more);
     }
     readers.wait_for_progress();
     let longest = Duration::from_micros(readers.longest.load(Ordering::Relaxed));
     let reads = readers.reads.load(Ordering::Relaxed);
-    eprintln!("{:?}: longest of {reads} reads {longest:?} over {kills} kills", SERVED[number]);
-    assert_eq!(readers.finish(), Vec::<String>::new(), "{:?}", SERVED[number]);
+    let road = SERVED[number];
+    eprintln!("{road:?} {more}: longest of {reads} reads {longest:?} over {kills} kills");
+    assert_eq!(readers.finish(), Vec::<String>::new(), "{road:?} {more}");
     stop(server, &scratch, true);
     assert_gone(&scratch);
 }
@@ -385,6 +393,83 @@ fn both_killed_readers_get_errors_and_the_next_start_cleans() {
         stop(server, &scratch, true);
         assert_gone(&scratch);
     }
+}
+
+/// Chunks of the large file that come to stand as a whole, and one that doesn't.
+const STANDING: [usize; 3] = [0, 3, 6];
+const NEVER_STANDING: usize = 1;
+
+fn read_chunk(at: &Path, chunk: usize) -> std::io::Result<()> {
+    const CHUNK: usize = 1 << 20;
+    let bytes = read_cold(&at.join("d/big"), chunk * CHUNK, CHUNK)?;
+    assert!(bytes == noise(BIG, 5)[chunk * CHUNK..][..CHUNK], "chunk {chunk}");
+    Ok(())
+}
+
+fn kill_both(server: Server, scratch: &Scratch) {
+    let holder = holder_of(scratch);
+    server.end(Signal::KILL);
+    kill_process(holder, Signal::KILL).unwrap();
+    // Its descriptors go with it, a moment later.
+    let until = Instant::now() + PATIENCE;
+    while read_chunk(&scratch.path().join("at"), NEVER_STANDING).is_ok() {
+        assert!(Instant::now() < until, "somebody serves still");
+    }
+}
+
+#[test]
+fn both_killed_what_stands_is_read_on() {
+    if !may_mount("both_killed_shortcuts") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let at = scratch.directory("at");
+    let server = Server::start_with(0, &scratch, SHORTCUTS);
+    read_chunk(&at, STANDING[0]).unwrap();
+    read_chunk(&at, NEVER_STANDING).unwrap();
+    // The successor leads on where its predecessor began.
+    server.end(Signal::KILL);
+    let server = Server::start_with(0, &scratch, SHORTCUTS);
+    read_chunk(&at, STANDING[1]).unwrap();
+    kill_both(server, &scratch);
+    read_chunk(&at, STANDING[0]).unwrap();
+    read_chunk(&at, STANDING[1]).unwrap();
+    read_chunk(&at, STANDING[2]).unwrap_err();
+    read_chunk(&at, NEVER_STANDING).unwrap_err();
+    // Whoever has it open reads on, also when it is mounted anew.
+    let open = std::fs::File::open(at.join("d/big")).unwrap();
+    let server = Server::start_with(0, &scratch, SHORTCUTS);
+    rustix::fs::fadvise(&open, 0, None, Advice::DontNeed).unwrap();
+    let mut bytes = [0; 4096];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == noise(BIG, 5)[..4096]);
+    read_chunk(&at, STANDING[2]).unwrap();
+    drop(open);
+    stop(server, &scratch, true);
+    assert_gone(&scratch);
+}
+
+#[test]
+fn a_layer_in_another_file_is_not_led_to() {
+    if !may_mount("other_layer_file") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let at = scratch.directory("at");
+    let server = Server::start_with(0, &scratch, SHORTCUTS);
+    read_chunk(&at, STANDING[0]).unwrap();
+    server.end(Signal::KILL);
+    std::fs::remove_file(scratch.path().join("layer/standing")).unwrap();
+    let server = Server::start_with(0, &scratch, SHORTCUTS);
+    // The mount knows the old file, where what comes now never stands.
+    STANDING.iter().for_each(|&chunk| read_chunk(&at, chunk).unwrap());
+    STANDING.iter().for_each(|&chunk| read_chunk(&at, chunk).unwrap());
+    kill_both(server, &scratch);
+    read_chunk(&at, STANDING[0]).unwrap();
+    read_chunk(&at, STANDING[1]).unwrap_err();
+    let server = Server::start_with(0, &scratch, SHORTCUTS);
+    stop(server, &scratch, true);
+    assert_gone(&scratch);
 }
 
 #[test]

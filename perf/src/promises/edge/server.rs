@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use spanfs_cache::{Content, ReadError, ReadReply};
+use spanfs_cache::{Content, Follower, ReadError, ReadReply};
 use spanfs_layer::erofs::{self, Device};
 use spanfs_layer::tar::{Limits, Reader};
 use spanfs_layer::tree::{TreeBuilder, TreeOptions};
@@ -49,6 +49,9 @@ pub(crate) struct Served {
     /// Show the layer as complete: the kernel's EROFS reads it without us.
     #[arg(long)]
     pub(super) complete: bool,
+    /// Have reads of what stands in the layer file come to us, too.
+    #[arg(long)]
+    pub(super) through: bool,
     /// Flags of INIT that are not taken.
     #[arg(long, default_value_t = 0)]
     pub(super) without: u64,
@@ -76,6 +79,7 @@ impl Served {
             direct: false,
             read_ahead_kib: None,
             complete: false,
+            through: false,
             without: 0,
             background_max: None,
         }
@@ -89,6 +93,7 @@ impl Served {
         ];
         arguments.extend(self.direct.then(|| "--direct".to_owned()));
         arguments.extend(self.complete.then(|| "--complete".to_owned()));
+        arguments.extend(self.through.then(|| "--through".to_owned()));
         arguments.extend(self.read_ahead_kib.map(|kib| format!("--read-ahead-kib={kib}")));
         arguments.extend(self.background_max.map(|count| format!("--background-max={count}")));
         arguments
@@ -165,6 +170,21 @@ impl Content for Local {
     fn complete_file(&self) -> Option<BorrowedFd<'_>> {
         self.complete.then(|| self.file.as_fd())
     }
+
+    fn layer_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    /// All that the files need; that more is to come is what keeps the layer from being shown directly.
+    fn stands(&self, _range: Range<UncompressedOffset>) -> bool {
+        true
+    }
+
+    fn follow(&self, follower: Weak<dyn Follower>) {
+        if let Some(follower) = follower.upgrade() {
+            follower.handle_stands(UncompressedOffset(0)..UncompressedOffset(self.len));
+        }
+    }
 }
 
 fn tree(path: &Path) -> Result<Tree> {
@@ -195,6 +215,7 @@ pub(crate) fn serve(dir: &Path, served: &Served) -> Result<()> {
     options.transport = Some(served.transport);
     options.read_ahead_kib = served.read_ahead_kib;
     options.capabilities &= !served.without;
+    options.shortcuts = !served.through;
     if served.direct {
         options.open = Open::Direct;
     }
@@ -206,7 +227,7 @@ pub(crate) fn serve(dir: &Path, served: &Served) -> Result<()> {
     let as_content: Arc<dyn Content> = Arc::clone(&content) as _;
     let mount = match served.front {
         Front::Erofs => {
-            let made = erofs::write_apart(&tree, &[Device { len, tag: b"edge" }], LARGE_LEN_MIN)?;
+            let made = erofs::write_ways(&tree, &[Device { len, tag: b"edge" }], LARGE_LEN_MIN)?;
             let index = dir.join("index");
             fs::write(&index, &made.bytes)?;
             let data_len = *made.data_lens.first().context("an index without data")?;
