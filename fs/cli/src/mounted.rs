@@ -205,11 +205,13 @@ impl Mounted {
 
     /// State at this moment.
     pub fn status(&self) -> MountStatus {
-        let shown = self.mount.as_ref().or(self.below.as_ref()).map_or(&[][..], Mount::layers);
+        let mount = self.mount.as_ref().or(self.below.as_ref());
+        let shown = mount.map_or(&[][..], Mount::layers);
         let layers = self.layers.layers.iter().enumerate().map(|(number, layer)| {
             // One tree of inodes shows all layers.
             let shown = shown.get(number).or(shown.first());
-            LayerReport::of(layer, shown.copied())
+            let past_us = mount.and_then(|mount| mount.past_us(number)?.percent());
+            LayerReport { past_us, ..LayerReport::of(layer, shown.copied()) }
         });
         let layers: Vec<LayerReport> = layers.collect();
         let by_fuse = shown.iter().any(|shown| *shown != Shown::ErofsDirect);
@@ -325,6 +327,8 @@ pub struct LayerReport {
     pub digest: String,
     /// How it is shown.
     pub front: &'static str,
+    /// How much of its files the kernel reads without us nevertheless, in percent.
+    pub past_us: Option<u8>,
     /// Bytes of the blob.
     pub compressed_bytes: u64,
     /// Compressed bytes fetched.
@@ -353,6 +357,7 @@ impl LayerReport {
             return Self {
                 digest,
                 front,
+                past_us: None,
                 compressed_bytes,
                 fetched_bytes: compressed_bytes,
                 spans_present: 1,
@@ -365,6 +370,7 @@ impl LayerReport {
         Self {
             digest,
             front,
+            past_us: None,
             compressed_bytes: status.compressed_bytes,
             fetched_bytes: status.fetched_bytes,
             spans_present: status.spans_present as u64,

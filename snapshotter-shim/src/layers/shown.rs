@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A layer that became complete gets a mount that the kernel serves alone, for containers made from
-//! then on; those that run keep the one that they have.
+//! then on; those that run keep the one that they have, which asks us for nothing that is there.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -69,6 +69,9 @@ pub struct LayerReport {
     pub reason: Option<String>,
     /// What the kernel sees; none while it is not mounted.
     pub shown: Option<String>,
+    /// How much of its files the kernel reads without us although we serve it, in percent: at 100 those who
+    /// use it need nobody.
+    pub past_us: Option<u8>,
     /// Spans that it has.
     pub spans: Option<usize>,
     /// Spans that need no fetch.
@@ -267,10 +270,11 @@ impl Registry {
     pub(super) fn reports(&self, mount_point: impl Fn(u64) -> String) -> Vec<LayerReport> {
         let entries = self.entries.lock();
         let report = |(&snapshot, Entry { note, shown }): (&u64, &Entry)| {
+            let past_us = shown.as_ref().and_then(|shown| shown.mount.past_us(0));
             let spans = shown.as_ref().and_then(|shown| shown.spans.as_ref());
             let status = spans.map(|spans| spans.status());
             let front = shown.as_ref().and_then(|shown| shown.mount.layers().first().copied());
-            LayerReport {
+            let report = LayerReport {
                 snapshot,
                 name: None,
                 mount_point: mount_point(snapshot),
@@ -284,16 +288,23 @@ impl Registry {
                 decision: note.how.as_ref().map(|how| how.outcome),
                 reason: note.how.as_ref().map(|how| how.reason.clone()),
                 shown: front.map(|front| format!("{front:?}")),
+                past_us: None,
                 spans: status.as_ref().map(|it| it.span_count),
                 spans_present: status.as_ref().map(|it| it.spans_present),
                 fetched_bytes: status.as_ref().map(|it| it.fetched_bytes),
                 failures: status.as_ref().map(|it| it.failures),
                 verification: status.as_ref().map(|it| format!("{:?}", it.verification)),
                 disk_error: status.and_then(|it| it.disk_error),
-            }
+            };
+            (report, past_us)
         };
-        let mut reports: Vec<_> = entries.iter().map(report).collect();
+        let reports: Vec<_> = entries.iter().map(report).collect();
         drop(entries);
+        let reports = reports.into_iter().map(|(report, past_us)| {
+            let past_us = past_us.and_then(|it| it.percent());
+            LayerReport { past_us, ..report }
+        });
+        let mut reports: Vec<_> = reports.collect();
         reports.sort_by_key(|report| report.snapshot);
         reports
     }

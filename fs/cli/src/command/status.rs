@@ -88,8 +88,10 @@ fn show(mount: &Value, output: &Output) {
     }
     for layer in mount["layers"].as_array().into_iter().flatten() {
         let digest = text(&layer["digest"]);
+        let past_us = layer["past_us"].as_u64();
+        let past_us = past_us.map(|share| format!(", {share} % past it")).unwrap_or_default();
         output.line(format_args!(
-            "  layer     {}  {:>9}  {:>5}  {}  {}",
+            "  layer     {}  {:>9}  {:>5}  {}{past_us}  {}",
             digest.get(..19).unwrap_or(digest),
             bytes(&layer["compressed_bytes"]),
             percent(&layer["spans_present"], &layer["span_count"]),
