@@ -18,7 +18,7 @@ use crate::node::{Node, PATIENCE, Setup};
 use crate::process::{run_for, wait_for};
 use crate::versions::{Version, on_each_containerd, soak};
 
-on_each_containerd!(containers_outlive_the_daemon);
+on_each_containerd!(containers_outlive_the_daemon, what_is_here_outlives_daemon_and_holder);
 
 const READERS: u64 = 4;
 const ROUNDS: u32 = 8;
@@ -91,6 +91,70 @@ fn containers_outlive_the_daemon(version: Version) {
     ctr.remove(&ctr.images());
     assert_lazy(&node, 0);
     assert!(node.directories().is_empty(), "{:?}", node.directories());
+}
+
+/// A container whose image has come reads on with nobody left of us, though it began before.
+fn what_is_here_outlives_daemon_and_holder(version: Version) {
+    let registry = Registry::builder().start().expect("a registry");
+    let (reference, _) = image().push_indexed(&registry, "test/alone", "v2");
+    let node = Node::start(&Setup::of(version));
+    pull_by_cri(&node, &reference);
+    assert_lazy(&node, 2);
+    let one_files = layer_files(&node);
+    let ctr = node.within("k8s.io");
+    ctr.try_run(&["--detach"], &reference, "alone", &["/bin/sleep", "100000"]).expect("it starts");
+    let name = node.named("alone");
+    let root = node
+        .root()
+        .join(format!("run/containerd/io.containerd.runtime.v2.task/k8s.io/{name}/rootfs"));
+    let read_all = || (0..FILES).try_for_each(|number| read_cold(&root, number));
+    read_all().expect("all is served");
+    let exec = |id| ctr.ctr(&["tasks", "exec", "--exec-id", id, &name, "/bin/cat", "/app/data"]);
+    assert_eq!(exec("first"), "small");
+    // What has come is led past us behind the answer to who waited for it.
+    std::thread::sleep(Duration::from_secs(1));
+    for file in &one_files {
+        rustix::fs::fadvise(file, 0, None, Advice::DontNeed).expect("advice");
+    }
+    drop(one_files);
+    node.stop_daemon(Signal::KILL);
+    let killed = node.run("sh", &["-c", KILL_HOLDERS]);
+    assert!(killed.status.success(), "no holder ran: {killed:?}");
+    read_all().expect("nobody is needed");
+    assert_eq!(exec("second"), "small");
+    node.start_daemon();
+    read_all().expect("nobody is asked");
+    node.wait_for_reconnection();
+    end(&ctr, &name);
+    ctr.remove(&ctr.images());
+    assert_lazy(&node, 0);
+    assert!(node.directories().is_empty(), "{:?}", node.directories());
+}
+
+/// In the node, whose processes are numbered apart.
+const KILL_HOLDERS: &str = r#"
+found=1
+for process in /proc/[0-9]*; do
+    [ "$(readlink "$process/exe" | sed 's:.*/::')" = spanfs-hold ] || continue
+    kill -9 "${process#/proc/}" && found=0
+done
+exit $found"#;
+
+/// A file of the large layer, past what the kernel kept of it.
+fn read_cold(root: &Path, number: u64) -> Result<(), String> {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let file = std::fs::File::open(root.join(format!("data/{number}")))?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+        let mut bytes = vec![0; 1 << 20];
+        file.read_exact_at(&mut bytes, 0)?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) if bytes == noise(number, 1 << 20) => Ok(()),
+        Ok(_) => Err(format!("wrong bytes in file {number}")),
+        Err(error) => Err(format!("file {number}: {error}")),
+    }
 }
 
 fn end(ctr: &Ctr<'_>, name: &str) {
