@@ -130,11 +130,17 @@ impl Shortcuts {
             let ([(first, _), ..], [.., (last, _)]) = (near, near) else { continue };
             let piece = piece.get_mut(..(last - first) as usize + 2).unwrap_or_default();
             read_at(&self.index, piece, *first)?;
+            let mut is_other = false;
             for (at, device) in near {
                 let place = piece.get_mut((at - first) as usize..).unwrap_or_default();
-                place.iter_mut().zip(device.to_le_bytes()).for_each(|(to, byte)| *to = byte);
+                for (byte, device) in place.iter_mut().zip(device.to_le_bytes()) {
+                    is_other |= *byte != device;
+                    *byte = device;
+                }
             }
-            write_at(&self.index, piece, *first)?;
+            if is_other {
+                write_at(&self.index, piece, *first)?;
+            }
         }
         Ok(())
     }

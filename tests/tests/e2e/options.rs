@@ -93,6 +93,27 @@ fn the_transport_that_is_asked_for_carries_the_mount_and_status_says_so() {
 }
 
 #[test]
+fn what_was_read_needs_nobody_and_status_says_so() {
+    if !able(&[], true) {
+        return;
+    }
+    let node = Node::new();
+    let root = node.mount(&["--front", "erofs", "--no-background"]);
+    let past_us = || -> Vec<u64> {
+        let status = node.scratch.status_of(&root);
+        let layers = status["mounts"][0]["layers"].as_array().expect("layers").clone();
+        layers.iter().filter_map(|layer| layer["past_us"].as_u64()).collect()
+    };
+    assert!(past_us().iter().any(|&percent| percent < 100), "{:?}", past_us());
+    trees::assert_same(&node.expected, &look(&root));
+    wait_until("that all is read past us", || past_us().iter().all(|&percent| percent == 100));
+    let told = run(node.scratch.spanfs().arg("status").arg(&root));
+    assert!(told.contains("over one-file FUSE, 100 % past it"), "{told}");
+    node.scratch.umount();
+    node.scratch.forget();
+}
+
+#[test]
 fn one_layer_is_shown_alone_with_its_whiteouts() {
     if !able(&[], true) {
         return;
