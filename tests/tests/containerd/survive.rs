@@ -1,6 +1,8 @@
 //! Containers that outlive the daemon: it is killed and restarted again and again under them.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
@@ -14,7 +16,7 @@ use spanfs_registry::{Link, Registry};
 use crate::ctr::Ctr;
 use crate::image::noise;
 use crate::lazy::{FILES, assert_lazy, image, pull_by_cri};
-use crate::node::{Node, PATIENCE, Setup};
+use crate::node::{DAEMON_SOCKET, Node, PATIENCE, Setup};
 use crate::process::{run_for, wait_for};
 use crate::versions::{Version, on_each_containerd, soak};
 
@@ -108,10 +110,16 @@ fn what_is_here_outlives_daemon_and_holder(version: Version) {
         .root()
         .join(format!("run/containerd/io.containerd.runtime.v2.task/k8s.io/{name}/rootfs"));
     let read_all = || (0..FILES).try_for_each(|number| read_cold(&root, number));
-    read_all().expect("all is served");
     let exec = |id| ctr.ctr(&["tasks", "exec", "--exec-id", id, &name, "/bin/cat", "/app/data"]);
     assert_eq!(exec("first"), "small");
-    // What has come is led past us behind the answer to who waited for it.
+    read_all().expect("all is served");
+    // What has come is led past us behind the answer to who waited for it. The programs came first; not all of
+    // them are read, so their layer gives no such sign.
+    wait_for("that the large layer is read past us", PATIENCE, || {
+        let layers = layers(&node);
+        let large = layers.as_array()?.iter().find(|layer| layer["position"] == 1)?;
+        (large["past_us"] == 100).then_some(())
+    });
     std::thread::sleep(Duration::from_secs(1));
     for file in &one_files {
         rustix::fs::fadvise(file, 0, None, Advice::DontNeed).expect("advice");
@@ -129,6 +137,17 @@ fn what_is_here_outlives_daemon_and_holder(version: Version) {
     ctr.remove(&ctr.images());
     assert_lazy(&node, 0);
     assert!(node.directories().is_empty(), "{:?}", node.directories());
+}
+
+/// What the daemon tells of its layers.
+fn layers(node: &Node) -> serde_json::Value {
+    let socket = node.path(DAEMON_SOCKET).with_extension("debug.sock");
+    let mut stream = UnixStream::connect(socket).expect("the debug socket");
+    stream.write_all(b"GET /debug/layers HTTP/1.0\r\n\r\n").expect("a request");
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).expect("a reply");
+    let (_, body) = reply.split_once("\r\n\r\n").expect("a head");
+    serde_json::from_str(body).expect("JSON")
 }
 
 /// In the node, whose processes are numbered apart.
