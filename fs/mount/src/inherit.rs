@@ -155,8 +155,9 @@ impl Mounter {
         let same: Vec<String> = layers.iter().map(identity).collect();
         let over_fuse = layers.iter().zip(&inherited.contents.shown);
         let over_fuse = over_fuse.filter(|(_, (how, _))| *how == Shown::ErofsOverFuse);
-        let fronts = over_fuse.zip(&inherited.live).map(|((layer, _), (live, _))| {
-            let index = live.index.as_ref();
+        let fronts = over_fuse.enumerate().map(|(number, (layer, _))| {
+            // Whether there are as many sessions is seen to with all else.
+            let index = inherited.live.get(number).and_then(|(live, _)| live.index.as_ref());
             let shortcuts = index.and_then(|index| resume_shortcuts(index, layer));
             let one_file = self.one_file(layer).with_shortcuts(shortcuts.clone());
             Front { filesystem: Arc::new(one_file), shortcuts }
