@@ -31,9 +31,8 @@ use spanfs_layer::erofs::{self, BLOCK, CHUNK_BLOCKS, Lead, WAYS};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::Layer;
+use crate::front::erofs::HEAD_LEN;
 
-/// Bytes of an index that say what it is.
-pub(crate) const HEAD_LEN: usize = 2048;
 /// Device and inode of the layer file, behind all else.
 const TARGET_LEN: u64 = 16;
 /// Bytes of the index that are changed together.

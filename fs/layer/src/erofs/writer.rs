@@ -91,7 +91,6 @@ fn write_devices(
         copies: Vec::new(),
         shapes: Vec::with_capacity(tree.node_count() as usize),
         sparse: HashMap::new(),
-        leads: Vec::new(),
         area_at: 0,
         at: (superblock::DEVICES_AT + sets * devices.len() * superblock::DEVICE_SLOT) as u64,
     };
@@ -102,11 +101,11 @@ fn write_devices(
         return Err(ErofsError::TooLarge { what: "index", found, max });
     }
     let mut image = Image::new(found as usize);
-    writer.encode(&mut image);
+    let mut leads = writer.encode(&mut image);
     writer.seal(&mut image, &devices.repeat(sets));
     let data_lens = writer.files.iter().map(|file| file.len).collect();
     let mut bytes = image.bytes;
-    lead::append(&mut writer.leads, &mut bytes);
+    lead::append(&mut leads, &mut bytes);
     Ok(Index { bytes, copies: writer.copies, data_lens })
 }
 
@@ -166,8 +165,6 @@ struct Writer<'a> {
     shapes: Vec<Shape>,
     /// Chunks of the files that are not in one piece.
     sparse: HashMap<NodeId, Chunks>,
-    /// Of all chunks that may be led elsewhere.
-    leads: Vec<Lead>,
     /// Where shared attributes lie.
     area_at: u64,
     /// First free byte.
@@ -285,12 +282,11 @@ impl<'a> Writer<'a> {
         Ok(count)
     }
 
-    fn encode(&mut self, image: &mut Image) {
-        let mut payload = Vec::new();
+    /// Writes all nodes; what comes out are the leads of all chunks that may be led elsewhere.
+    fn encode(&self, image: &mut Image) -> Vec<Lead> {
+        let (mut payload, mut leads) = (Vec::new(), Vec::new());
         let mut head = [0; inode::EXTENDED_LEN as usize];
-        let tree = self.tree;
-        for (number, node) in tree.nodes().enumerate() {
-            let Some(&shape) = self.shapes.get(number) else { break };
+        for (node, shape) in self.tree.nodes().zip(&self.shapes) {
             let body = self.bodies.of(&node);
             let chunks =
                 if shape.layout == Layout::Chunks { self.chunks_again(&node) } else { None };
@@ -301,7 +297,7 @@ impl<'a> Writer<'a> {
                 layout: shape.layout,
                 xattr_count: xattr::count(body),
                 size: shape.size,
-                union: union(&node, &shape, chunks.as_ref()),
+                union: union(&node, shape, chunks.as_ref()),
             };
             let mut at = shape.nid as usize * SLOT as usize;
             let len = inode.encode(&mut head);
@@ -316,15 +312,17 @@ impl<'a> Writer<'a> {
                     };
                     dirent::encode(self.tree, &node, nid, &mut payload);
                     debug_assert_eq!(payload.len() as u64, shape.size);
-                    put_payload(image, &shape, at, &payload);
+                    put_payload(image, shape, at, &payload);
                 }
-                NodeKind::Symlink => put_payload(image, &shape, at, node.link()),
+                NodeKind::Symlink => put_payload(image, shape, at, node.link()),
                 _ => {}
             }
             if let Some(chunks) = chunks {
-                self.put_indexes(image, at.next_multiple_of(8), &node, &chunks);
+                let at = at.next_multiple_of(8);
+                self.put_indexes(image, at, &node, &chunks, &mut leads);
             }
         }
+        leads
     }
 
     fn chunks_again(&self, node: &Node<'_>) -> Option<Chunks> {
@@ -336,7 +334,14 @@ impl<'a> Writer<'a> {
         content::chunks_of(node, self.bits_max(), &mut file, &mut Vec::new()).ok()
     }
 
-    fn put_indexes(&mut self, image: &mut Image, mut at: usize, node: &Node<'_>, chunks: &Chunks) {
+    fn put_indexes(
+        &self,
+        image: &mut Image,
+        mut at: usize,
+        node: &Node<'_>,
+        chunks: &Chunks,
+        leads: &mut Vec<Lead>,
+    ) {
         let is_apart = self.apart.is_some_and(|len_min| node.size() >= len_min);
         let first = if is_apart { self.tree.layer_count() } else { 0 };
         let device = first + node.layer() + 1;
@@ -352,7 +357,7 @@ impl<'a> Writer<'a> {
             // Not of holes, nor of what only an index has behind the tar.
             if u64::from(block) < tar_blocks && chunks.bits <= lead::CHUNK_BITS {
                 let (at, blocks) = (at as u32 + 2, len.div_ceil(BLOCK) as u16);
-                self.leads.push(Lead { first_block: block, blocks, at, device });
+                leads.push(Lead { first_block: block, blocks, at, device });
             }
             at += inode::CHUNK_INDEX_LEN as usize;
         }

@@ -10,7 +10,6 @@ use rustix::mount::MountAttrFlags;
 use spanfs_layer::erofs;
 
 use crate::kernel_mount::{Context, KernelMountError, ShortPath, through};
-use crate::shortcuts::HEAD_LEN;
 
 /// The layer file of an index, in the ways in which the kernel shall read it.
 #[derive(Clone, Copy)]
@@ -67,6 +66,9 @@ fn make(
     }
     place(context)
 }
+
+/// Bytes of an index that say what it is.
+pub(crate) const HEAD_LEN: usize = 2048;
 
 /// Devices that an index wants, one or three. What can't be read the kernel refuses with a reason.
 fn device_count(index: &Path) -> usize {
